@@ -1,0 +1,13 @@
+"""The pack's nodes: one module per topic, each with a list `NODES`."""
+
+from comfy_api.latest import ComfyExtension, io
+
+# One line per topic, in the order of the menu.
+NODES: list[type[io.ComfyNode]] = []
+
+
+class AnnealingGuidance(ComfyExtension):
+    """What ComfyUI's loader asks for the list of nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES

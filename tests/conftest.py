@@ -1,0 +1,59 @@
+"""Shared fixtures. The pack's root is imported as the package `annealing_guidance_pack`, as ComfyUI imports it: by path."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import real_comfyui
+
+ROOT = Path(__file__).resolve().parent.parent
+PACK = "annealing_guidance_pack"
+
+COMFYUI = real_comfyui.comfyui_path()
+if COMFYUI is None:
+    # These folders test code that imports ComfyUI. `python tools/dev.py test` always provides one.
+    collect_ignore = ["guidance", "nodes", "shapes"]
+
+
+def _import_pack() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[PACK] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+if COMFYUI is not None:
+    real_comfyui.load(COMFYUI)
+_import_pack()
+
+
+def pytest_report_header() -> str:
+    if COMFYUI is None:
+        return "ComfyUI: none (COMFYUI_PATH is not set), so only what needs no ComfyUI is tested; see python tools/dev.py test"
+    return f"ComfyUI: {COMFYUI}"
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> Path:
+    """The real ComfyUI's folder; `import comfy...` works in tests that ask for this."""
+    if COMFYUI is None:
+        pytest.skip("needs a ComfyUI: run python tools/dev.py test, or set COMFYUI_PATH")
+    return COMFYUI
+
+
+@pytest.fixture(scope="session")
+def official_checkpoint() -> Path:
+    """The authors' `checkpoint.pt`. It has no licence, so it is never in the repository: looked for, fetched, or skipped."""
+    candidates = [ROOT.parent / "shared" / "official" / "checkpoint.pt"]
+    if named := os.environ.get("ANNEALING_OFFICIAL_CHECKPOINT"):
+        candidates.insert(0, Path(named))
+    for path in candidates:
+        if path.is_file():
+            return path
+    pytest.skip("the authors' network is not here: name it with ANNEALING_OFFICIAL_CHECKPOINT")
