@@ -1,0 +1,54 @@
+"""What every scale model is: a module that gives one guidance scale per sample, and the facts about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Prediction = Literal["epsilon", "velocity"]
+
+
+@dataclass(frozen=True)
+class ScaleInfo:
+    """What a guider must know about a scale model to use it as it was trained.
+
+    name: shown to the user, in messages and plots.
+    prediction: the kind of prediction whose gap the scale was trained on; None for a rule that fits any model.
+    reference_numel: values per latent (C*H*W) in training. A gap norm of another latent is multiplied by
+        sqrt(reference_numel / numel) before it is passed in. None: the norm is used as it is.
+    training_grid: the steps that the scale was trained for. An int is a number of timesteps per step on the
+        1000-step schedule; a tuple holds descending sigmas in the model's own units and ends with 0.0.
+    trained_on, source, licence, created_with: where it comes from, for people.
+    """
+
+    name: str
+    prediction: Prediction | None
+    reference_numel: int | None
+    training_grid: tuple[float, ...] | int
+    trained_on: str
+    source: str
+    licence: str
+    created_with: str
+
+
+class ScaleModel(torch.nn.Module):
+    """Base of the learned network and of the fixed rules.
+
+    The scale is a CFG++ scale: it means something only together with null renoising (or folded into an ordinary
+    CFG scale), never as the scale of ordinary CFG.
+    """
+
+    def __init__(self, info: ScaleInfo):
+        super().__init__()
+        self.info = info
+
+    def forward(self, timestep: torch.Tensor, gap_norm: torch.Tensor, guidance_lambda: float | torch.Tensor) -> torch.Tensor:
+        """Scale [B], float32, on timestep's device.
+
+        timestep: [B], 0..999 (flow: 0..1000), the noise level in training timesteps, continuous.
+        gap_norm: [B], >= 0, L2 norm of the gap per sample, already rescaled to info.reference_numel.
+        guidance_lambda: a number or [B], 0 (sample quality) .. 1 (prompt alignment); clamped to that range.
+        """
+        raise NotImplementedError
