@@ -1,0 +1,118 @@
+"""The learned scale: a small MLP from (timestep, gap norm, lambda) to one guidance scale.
+
+After "Navigating with Annealing Guidance Scale in Diffusion Space" (arXiv 2506.24108).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .errors import AnnealingError
+from .scale_model import ScaleInfo, ScaleModel
+
+TIMESTEP_RANGE = 1000.0  # timesteps are divided by it before they are embedded
+INPUTS = 3  # timestep, gap norm, lambda
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes, normalisation and bounds of a scale network; all of it travels in its file.
+
+    hidden_width, depth: width of each hidden layer, and the number of hidden-to-hidden layers after the first.
+    frequencies: an input x is embedded as [x, cos(f x) for f in frequencies].
+    gap_divisor: the gap norm is divided by it before it is embedded.
+    max_gap_norm: the largest gap norm that the network may see; larger ones, infinity and NaN count as this one.
+    min_scale, max_scale: the scale never leaves this range.
+
+    The defaults are the authors' SDXL network. Its max_gap_norm of 200 is measured: its scale stays within the 0.66 to
+    1.55 that it uses at ordinary norms up to there (0.70 to 1.09 from 150 to 200), then falls without end: below 0.66 by
+    norm 300, below 0 by 1,900, and -428 at 1e6. With every input clamped its scale cannot reach 0.5 or 2.
+    """
+
+    hidden_width: int = 128
+    depth: int = 3
+    frequencies: tuple[float, ...] = (1.0, 2.0, 3.0)
+    gap_divisor: float = 5.0
+    max_gap_norm: float = 200.0
+    min_scale: float = 0.5
+    max_scale: float = 2.0
+
+    @property
+    def widths(self) -> list[int]:
+        """Values entering the first layer, then leaving each layer in turn."""
+        return [INPUTS * (1 + len(self.frequencies)), *[self.hidden_width] * (1 + self.depth), 1]
+
+    @property
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The state dict's keys and shapes, known without building the network."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer, (fan_in, fan_out) in enumerate(zip(self.widths, self.widths[1:], strict=False)):
+            shapes[f"layers.{layer}.weight"] = (fan_out, fan_in)
+            shapes[f"layers.{layer}.bias"] = (fan_out,)
+        return shapes
+
+
+class ScaleNetwork(ScaleModel):
+    """Embedding, MLP, bounds. Differentiable, so that training uses this very module.
+
+    Computes in float32 whatever comes in, autocast or not, and moves to the device of its inputs by itself.
+    A sample whose gap norm is NaN or infinite gets the scale of max_gap_norm, and no other sample sees it.
+    """
+
+    def __init__(self, info: ScaleInfo, config: NetworkConfig | None = None):
+        super().__init__(info)
+        self.config = config = config or NetworkConfig()
+        # A network loaded while ComfyUI executes (inference mode) must still be trainable afterwards.
+        with torch.inference_mode(False):
+            self.layers = torch.nn.ModuleList(
+                torch.nn.Linear(fan_in, fan_out, dtype=torch.float32)
+                for fan_in, fan_out in zip(config.widths, config.widths[1:], strict=False)
+            )
+            frequencies = torch.tensor(config.frequencies, dtype=torch.float32)
+            self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, timestep: torch.Tensor, gap_norm: torch.Tensor, guidance_lambda: float | torch.Tensor) -> torch.Tensor:
+        """See ScaleModel.forward. The scale lies within config.min_scale .. config.max_scale."""
+        config, device = self.config, timestep.device
+        self._move_to(device)
+        timestep, gap_norm, guidance_lambda = torch.broadcast_tensors(
+            timestep.to(torch.float32).reshape(-1).clamp(0, TIMESTEP_RANGE),
+            gap_norm.to(device, torch.float32).reshape(-1).nan_to_num(nan=config.max_gap_norm).clamp(0, config.max_gap_norm),
+            _lambda_tensor(guidance_lambda, device),
+        )
+        with _autocast_off(device.type):
+            inputs = (timestep / TIMESTEP_RANGE, gap_norm / config.gap_divisor, guidance_lambda)
+            hidden = torch.cat([self._embed(x) for x in inputs], dim=-1)
+            for layer in self.layers[:-1]:
+                hidden = torch.relu(layer(hidden))
+            scale = 1.0 + self.layers[-1](hidden).squeeze(-1)
+        return scale.clamp(config.min_scale, config.max_scale)
+
+    def _embed(self, x: torch.Tensor) -> torch.Tensor:
+        """[B] -> [B, 1 + len(frequencies)]: x, cos(f x) for each frequency f."""
+        x = x.unsqueeze(-1)
+        return torch.cat([x, torch.cos(x * self.frequencies)], dim=-1)
+
+    def _move_to(self, device: torch.device) -> None:
+        if self.frequencies.device != device:
+            with torch.inference_mode(False):
+                self.to(device)
+
+
+def _lambda_tensor(guidance_lambda: float | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """[1] or [B], within 0..1. Outside that range the network is periodic: lambda 2 would guide less than 1."""
+    if isinstance(guidance_lambda, torch.Tensor):
+        return guidance_lambda.to(device, torch.float32).reshape(-1).nan_to_num(nan=0.0).clamp(0, 1)
+    if math.isnan(guidance_lambda):
+        raise AnnealingError("guidance_lambda is NaN, not a number from 0 to 1. Set it to a number, for example 0.4.")
+    return torch.full((1,), min(max(guidance_lambda, 0.0), 1.0), dtype=torch.float32, device=device)
+
+
+def _autocast_off(device_type: str) -> contextlib.AbstractContextManager[object]:
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
