@@ -2,8 +2,10 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from . import scale
+
 # One line per topic, in the order of the menu.
-NODES: list[type[io.ComfyNode]] = []
+NODES: list[type[io.ComfyNode]] = [*scale.NODES]
 
 
 class AnnealingGuidance(ComfyExtension):
