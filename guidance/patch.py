@@ -1,0 +1,73 @@
+"""Annealing guidance as a MODEL patch: the same guided step inside KSampler and every other node that uses CFGGuider."""
+
+from __future__ import annotations
+
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
+
+from ..models.errors import AnnealingError
+from . import units
+from .guider import NO_NEGATIVE_GIVEN, AnnealingCFGGuider
+from .step import Guidance, GuidedRun, guided_step
+from .trace import AnnealingTrace
+
+KEY = "annealing_guidance"
+
+
+def patch_model(model_patcher, guidance: Guidance) -> tuple[object, AnnealingTrace]:
+    """A clone of the model that is guided wherever it is sampled, and the trace of its latest run.
+
+    A model that was patched before gets the new guidance instead of the old, not both.
+    """
+    units.require_match(guidance.scale_model.info, model_patcher.get_model_object("model_sampling"))
+    patch = AnnealingPatch(guidance)
+    patched = model_patcher.clone()
+    for wrapper_type, wrapper in ((WrappersMP.OUTER_SAMPLE, patch.outer_sample), (WrappersMP.PREDICT_NOISE, patch.predict_noise)):
+        patched.remove_wrappers_with_key(wrapper_type, KEY)
+        patched.add_wrapper_with_key(wrapper_type, KEY, wrapper)
+    return patched, patch.trace
+
+
+class AnnealingPatch:
+    """The two wrappers: one sees a run begin, with its sampler; the other takes the place of the guider's prediction."""
+
+    def __init__(self, guidance: Guidance):
+        self.guidance = guidance
+        self.trace = AnnealingTrace()
+        self.run: GuidedRun | None = None
+
+    def outer_sample(self, executor: WrapperExecutor, noise, latent_image, sampler, *args, **kwargs):
+        guider = executor.class_obj
+        if isinstance(guider, AnnealingCFGGuider):  # has its own guidance
+            return executor(noise, latent_image, sampler, *args, **kwargs)
+        _require_positive_and_negative(guider)
+        self.run = GuidedRun(self.guidance, self.trace, guider.model_patcher, sampler)
+        try:
+            output = executor(noise, latent_image, sampler, *args, **kwargs)
+        finally:
+            run, self.run = self.run, None
+        run.finish()
+        return output
+
+    def predict_noise(self, executor: WrapperExecutor, *args, **kwargs):
+        guider = executor.class_obj
+        if self.run is None:
+            return executor(*args, **kwargs)
+
+        def guided(x, timestep, model_options=None, seed=None):
+            positive, negative = guider.conds["positive"], guider.conds["negative"]
+            return guided_step(self.run, guider.inner_model, positive, negative, x, timestep, model_options or {})
+
+        # Only the innermost function is replaced: other packs' wrappers run, whether they were added before or after.
+        rest = WrapperExecutor.new_class_executor(guided, guider, executor.wrappers, executor.idx + 1)
+        return rest.execute(*args, **kwargs)
+
+
+def _require_positive_and_negative(guider) -> None:
+    """AnnealingError for a guider without a negative, or with conditionings that the guided step would leave out."""
+    if not guider.conds.get("negative"):
+        raise AnnealingError(NO_NEGATIVE_GIVEN)
+    if others := sorted(set(guider.conds) - {"positive", "negative"}):
+        raise AnnealingError(
+            "The Annealing Guidance patch guides with a positive and a negative conditioning, but this guider "
+            f"({type(guider).__name__}) also combines: {', '.join(others)}. Use KSampler or CFGGuider, or remove the patch."
+        )

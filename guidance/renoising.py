@@ -1,0 +1,65 @@
+"""Which form of the scale a sampler needs: null for one that renoises with the unconditional prediction, else folded."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import comfy.model_sampling
+import torch
+
+from .sampler import sample_null_renoising
+
+Renoise = Literal["auto", "null", "folded"]
+
+
+def unconditional_share(sampler) -> float:
+    """How much of the unconditional prediction a sampler renoises with: 1 for null renoising (CFG++), 0 for the ordinary step.
+
+    Recognised by the sampler's function: the Annealing Sampler's own, and every one with cfg_pp in its name.
+    """
+    function, options = _function_of(sampler), getattr(sampler, "extra_options", {})
+    if function is sample_null_renoising:
+        return options["renoise_mix"]
+    if "cfg_pp" in sampler_name(sampler):
+        return 1.0
+    # A sampler that wraps another (detail and noise tools) carries it among its options.
+    wrapped = [option for option in options.values() if hasattr(option, "sampler_function")]
+    return max(map(unconditional_share, wrapped), default=0.0)
+
+
+def is_folded(renoise: Renoise, sampler) -> bool:
+    """Whether the run folds its scale. auto: unless the sampler renoises with the unconditional prediction."""
+    return renoise == "folded" or (renoise == "auto" and unconditional_share(sampler) == 0)
+
+
+def advice(folded: bool, sampler, model_sampling: torch.nn.Module) -> str | None:
+    """One sentence where the choice and the sampler, or the sampler and the model, do not go together; else None."""
+    name, share = sampler_name(sampler), unconditional_share(sampler)
+    if not folded and share == 0:
+        return (
+            f'renoise is "null", but the sampler {name} does not renoise with the unconditional prediction: a scale of about 1 '
+            'is then almost no guidance. Choose "auto", or the Annealing Sampler.'
+        )
+    if folded and share > 0:
+        return (
+            f'renoise is "folded", but the sampler {name} renoises with the unconditional prediction: the guidance counts '
+            'twice and pictures may burn. Choose "auto".'
+        )
+    # Their step leaves out the factor 1 - s' of the flow path; euler_cfg_pp and euler_ancestral_cfg_pp have it.
+    if "cfg_pp" in name and not name.startswith("euler") and isinstance(model_sampling, comfy.model_sampling.CONST):
+        return f"The step of the sampler {name} is not correct for flow models. Use the Annealing Sampler or euler_cfg_pp."
+    return None
+
+
+def sampler_name(sampler) -> str:
+    """The sampler's name as ComfyUI's lists show it."""
+    function = _function_of(sampler)
+    return getattr(function, "__name__", type(function).__name__).removeprefix("sample_")
+
+
+def _function_of(sampler):
+    function = getattr(sampler, "sampler_function", sampler)
+    while isinstance(function, partial):
+        function = function.func
+    return function

@@ -1,0 +1,149 @@
+"""The guided step: ComfyUI's own path from conditions to a guided prediction, with a learned scale in place of the number."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass
+
+import comfy.samplers
+import torch
+
+from ..models import schedule
+from ..models.scale_model import ScaleModel
+from . import folding, renoising, units
+from .trace import NO_NEGATIVE, NO_POSITIVE, AnnealingTrace, GuidedCall
+
+logger = logging.getLogger("annealing_guidance")
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What the user asked for.
+
+    guidance_lambda: 0 (sample quality) .. 1 (prompt alignment); scale models clamp it.
+    """
+
+    scale_model: ScaleModel
+    guidance_lambda: float = 0.4
+    renoise: renoising.Renoise = "auto"
+    match_training_steps: bool = True
+
+
+class GuidedRun:
+    """The guidance of one sampling run, resolved for its model and sampler; AnnealingError where they don't fit."""
+
+    def __init__(self, guidance: Guidance, trace: AnnealingTrace, model_patcher, sampler):
+        self.guidance = guidance
+        self.trace = trace
+        # From the patcher, so that ModelSampling nodes count.
+        self.model_sampling = model_patcher.get_model_object("model_sampling")
+        units.require_match(guidance.scale_model.info, self.model_sampling)
+        self.kind = units.prediction_kind(self.model_sampling)
+        self.folded = renoising.is_folded(guidance.renoise, sampler)
+        if advice := renoising.advice(self.folded, sampler, self.model_sampling):
+            logger.warning("Annealing guidance: %s", advice)
+        self._scale_model: ScaleModel | None = None
+        trace.begin(guidance.scale_model.info.name, guidance.guidance_lambda, self.folded)
+
+    def finish(self) -> None:
+        """Report what the user should know. The only wait for the device, after the last step."""
+        for sentence in self.trace.warnings():
+            logger.warning("Annealing guidance: %s", sentence)
+
+    def guide(self, cond: torch.Tensor, uncond: torch.Tensor, sigma: torch.Tensor, model_options: dict) -> GuidedCall:
+        """The scale of each sample for a pair of denoised predictions [B, ...] at sigma [B]."""
+        info = self.guidance.scale_model.info
+        level = units.noise_level(self.model_sampling, sigma)
+        timestep = units.network_timestep(self.kind, level)
+        norm = units.gap_norm(self.model_sampling, cond, uncond, sigma)
+        norm = units.norm_at_reference_size(norm, cond[0].numel(), info)
+        with torch.no_grad():
+            scale = self._scale_model_on(sigma.device)(timestep, norm, self.guidance.guidance_lambda)
+        scale = torch.where(norm.isfinite(), scale, 1.0)  # a broken sample's scale must not break the hooks too
+
+        k_train = folding.folding_factor(self.kind, level, schedule.next_on_training_grid(level, info, self.kind))
+        used = folding.used_scale(
+            scale, self._own_factor(sigma, model_options, k_train), k_train, self.folded, self.guidance.match_training_steps
+        )
+        return GuidedCall(sigma.float(), timestep, norm, scale, used, torch.zeros_like(scale))
+
+    def _own_factor(self, sigma: torch.Tensor, model_options: dict, k_train: torch.Tensor) -> torch.Tensor:
+        """The folding factor of the run's own next step; that of the training grid where the run tells no schedule."""
+        sigmas = model_options.get("transformer_options", {}).get("sample_sigmas")
+        if sigmas is None:
+            return k_train
+        next_sigma = folding.next_own_sigma(sigma, sigmas.to(sigma.device))
+        return folding.folding_factor(
+            self.kind, units.noise_level(self.model_sampling, sigma), units.noise_level(self.model_sampling, next_sigma)
+        )
+
+    def _scale_model_on(self, device: torch.device) -> ScaleModel:
+        """The run's own copy on the model's device: guiders may share a scale model, devices may differ."""
+        if self._scale_model is None:
+            self._scale_model = copy.deepcopy(self.guidance.scale_model).to(device).eval()
+        return self._scale_model
+
+
+def guided_step(
+    run: GuidedRun, model, positive: list[dict], negative: list[dict], x: torch.Tensor, sigma: torch.Tensor, model_options: dict
+) -> torch.Tensor:
+    """The guided denoised prediction D_u + w (D_c - D_u), shaped like x, with one w per sample.
+
+    Replaces comfy.samplers.sampling_function, whose order of calls and hooks it keeps. x: [B, ...] of any rank; sigma: [B]
+    or [1], ComfyUI's; positive, negative: the run's prepared conditionings.
+
+    The gap is taken after the pre-CFG hooks, which are part of the prediction. They receive the scale for the gap as it
+    was before them; sampler_cfg_function and the post-CFG hooks receive the scale that is really used, as [B, 1, ...].
+    """
+    conds = [positive, negative]
+    sigmas = sigma.expand(x.shape[0])
+    predictions, coverage = _covered(_predict(model, conds, x, sigma, model_options))
+
+    if hooks := model_options.get("sampler_pre_cfg_function", []):
+        scale = _per_sample(run.guide(*predictions[:2], sigmas, model_options).used, x)
+        for hook in hooks:
+            predictions = hook(
+                {"conds": conds, "conds_out": predictions, "cond_scale": scale, "timestep": sigma,
+                 "input": x, "sigma": sigma, "model": model, "model_options": model_options}
+            )  # fmt: skip
+
+    call = _with_coverage(run.guide(*predictions[:2], sigmas, model_options), coverage)
+    run.trace.record(call)
+    return comfy.samplers.cfg_function(
+        model, predictions[0], predictions[1], _per_sample(call.used, x), x, sigma,
+        model_options=model_options, cond=positive, uncond=negative,
+    )  # fmt: skip
+
+
+def _predict(model, conds: list, x: torch.Tensor, sigma: torch.Tensor, model_options: dict) -> list[torch.Tensor]:
+    """Both denoised predictions in one call, by ComfyUI's own function or the one that a patch put in its place."""
+    if "sampler_calc_cond_batch_function" in model_options:
+        return model_options["sampler_calc_cond_batch_function"](
+            {"conds": conds, "input": x, "sigma": sigma, "model": model, "model_options": model_options}
+        )
+    return comfy.samplers.calc_cond_batch(model, conds, x, sigma, model_options)
+
+
+def _covered(predictions: list[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Predictions with nothing missing, and the trace's coverage code per sample [B].
+
+    A conditioning outside its timestep range comes back as zeros, and a gap to zeros is garbage. There the other
+    prediction takes its place, so that hooks, the guided prediction and null renoising all see the plain prediction.
+    """
+    cond, uncond = predictions[:2]
+    no_cond, no_uncond = ((p == 0).flatten(1).all(dim=1) for p in (cond, uncond))
+    covered = [torch.where(_per_sample(no_cond, cond), uncond, cond), torch.where(_per_sample(no_uncond, uncond), cond, uncond)]
+    return covered + list(predictions[2:]), no_uncond * NO_NEGATIVE + no_cond * NO_POSITIVE
+
+
+def _with_coverage(call: GuidedCall, coverage: torch.Tensor) -> GuidedCall:
+    """The call with the plain prediction's scale where one side was missing: 1 without a negative, 0 without a positive."""
+    used = torch.where(coverage == NO_NEGATIVE, 1.0, torch.where(coverage == NO_POSITIVE, 0.0, call.used))
+    return call._replace(used=used, coverage=coverage.to(call.used.dtype))
+
+
+def _per_sample(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """[B] as [B, 1, ...] of like's rank and, for numbers, of its type."""
+    values = values.view(-1, *[1] * (like.ndim - 1))
+    return values if values.dtype == torch.bool else values.to(like.dtype)
