@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Everything a fresh machine needs, with the standard library only.
+
+    python tools/dev.py demo     pictures with and without annealing guidance, made in a real ComfyUI
+    python tools/dev.py test     all the tests, in the same ComfyUI
+
+The first run installs Python packages and a ComfyUI into a cache folder outside the repository. `ANNEALING_CACHE` names another
+folder; `COMFYUI_PATH` uses an existing ComfyUI, with its own Python, and writes nothing into it.
+"""
+
+import sys
+
+# Above everything else, and in words that an old Python understands too.
+if sys.version_info < (3, 10):  # noqa: UP036
+    sys.exit("This needs Python 3.10 or newer and this is Python %d.%d: run it with a newer one." % sys.version_info[:2])  # noqa: UP031
+
+import argparse
+import errno
+import signal
+from pathlib import Path
+
+from devkit import SetupError
+from devkit.cache import cache_folder
+from devkit.environment import TEST_PACKAGES, prepare_host
+from devkit.process import run_attached
+from devkit.server import Server, base_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Start the server, run the demo workflow, name the picture; with `--serve`, leave the server running until Ctrl-C."""
+    host = prepare_host()
+    base = base_folder(cache_folder(), ROOT)
+    print("Starting ComfyUI ...", flush=True)
+    with Server(host, base, ROOT, port=options.port) as server:
+        script = ROOT / "tools" / "demo" / "run_demo.py"
+        arguments = [server.address, str(options.output.resolve()), "--variant", options.variant]
+        status = run_attached([str(host.python), str(script), *arguments], host.environment())
+        if status == 0 and options.serve:
+            print(f"ComfyUI is running at {server.address} (Ctrl-C stops it).", flush=True)
+            server.wait()
+    return status
+
+
+def test(options: argparse.Namespace) -> int:
+    """Run pytest over `tests/` with the same ComfyUI."""
+    host = prepare_host(packages=TEST_PACKAGES)
+    environment = {**host.environment(), "COMFYUI_PATH": str(host.comfyui)}
+    return run_attached([str(host.python), "-m", "pytest", *options.pytest_arguments], environment, folder=ROOT)
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="dev.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo_parser = commands.add_parser("demo", help="make the demo picture in a real ComfyUI")
+    demo_parser.add_argument("--variant", choices=["epsilon", "flow"], default="epsilon", help="which demo model (epsilon)")
+    demo_parser.add_argument("--output", type=Path, default=ROOT / "demo-output", help="folder for the pictures (demo-output)")
+    demo_parser.add_argument("--port", type=int, help="port of the server (a free one)")
+    demo_parser.add_argument("--serve", action="store_true", help="leave ComfyUI running afterwards and print its address")
+    demo_parser.set_defaults(run=demo)
+    test_parser = commands.add_parser("test", help="run all tests; further arguments go to pytest", add_help=False)
+    test_parser.set_defaults(run=test)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command != "test":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.pytest_arguments = rest
+    return options
+
+
+def _stop(signal_number: int, _frame: object) -> None:
+    """Turn a polite request to end into an exception, so that the server is stopped on the way out."""
+    sys.exit(128 + signal_number)
+
+
+def main(arguments: list[str]) -> int:
+    options = parse_arguments(arguments)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        return options.run(options)
+    except SetupError as error:
+        print(f"dev.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        where = error.filename or cache_folder()
+        advice = "free some space, or name another cache folder with ANNEALING_CACHE, and run this again"
+        print(f"dev.py: The disk is full ({where}): {advice}.", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

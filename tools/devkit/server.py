@@ -1,0 +1,132 @@
+"""A ComfyUI server with this checkout as its only node pack, on the loopback address, for as long as a `with` block."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from . import SetupError
+from .environment import Host
+from .process import output_of, stop
+
+PACK_NAME = "annealing-guidance"
+START_TIMEOUT_S = 180.0
+LAUNCHER = Path(__file__).with_name("launch_comfyui.py")
+
+
+def base_folder(cache: Path, checkout: Path) -> Path:
+    """Where the servers of this checkout keep their models, settings and outputs."""
+    return cache / f"base-{hashlib.sha256(str(checkout).encode()).hexdigest()[:12]}"
+
+
+def link_pack(custom_nodes: Path, checkout: Path) -> Path:
+    """Make the checkout appear in a custom_nodes folder: as a link, or as a fresh copy where links are not allowed (Windows)."""
+    place = custom_nodes / PACK_NAME
+    if place.is_symlink():
+        place.unlink()
+    elif place.exists():
+        shutil.rmtree(place)
+    custom_nodes.mkdir(parents=True, exist_ok=True)
+    try:
+        place.symlink_to(checkout, target_is_directory=True)
+    except OSError:
+        shutil.copytree(checkout, place, ignore=shutil.ignore_patterns(".*", "__pycache__", "demo-output", "runs"))
+    return place
+
+
+def choose_port(wanted: int | None) -> int:
+    """The wanted port if it is free, or any free one of the loopback address."""
+    with socket.socket() as probe:
+        if sys.platform != "win32":  # there it would let two servers share the port
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted or 0))
+        except (OSError, OverflowError) as error:
+            raise SetupError(f"Port {wanted} cannot be used ({error}): choose another with --port, or leave it out.") from error
+        return probe.getsockname()[1]
+
+
+class Server:
+    """Started on entering the `with` block, stopped on leaving it, however that happens.
+
+    host: what to run; base: folder for models, outputs, settings and the log (made if missing); checkout: the pack;
+    port: None for a free one; cpu: True keeps it off a GPU, None uses a GPU where the host's torch has one.
+    """
+
+    def __init__(self, host: Host, base: Path, checkout: Path, port: int | None = None, cpu: bool | None = None) -> None:
+        self.host = host
+        self.base = base
+        self.checkout = checkout
+        self.cpu = cpu
+        self.log = base / "server.log"
+        self.port = choose_port(port)
+        self.address = f"http://127.0.0.1:{self.port}"
+        self._child: subprocess.Popen | None = None
+
+    def __enter__(self) -> Server:
+        link_pack(self.base / "custom_nodes", self.checkout)
+        with open(self.log, "wb") as log:
+            self._child = subprocess.Popen(
+                self._command(), cwd=self.host.comfyui, env=self.host.environment(), stdin=subprocess.PIPE, stdout=log,
+                stderr=subprocess.STDOUT, start_new_session=True,  # Ctrl-C reaches us, and we stop the server
+            )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        stop(self._child)
+        self._child.stdin.close()
+
+    def wait(self) -> None:
+        """Return when the server ends by itself."""
+        self._child.wait()
+
+    def _command(self) -> list[str]:
+        on_cpu = self.cpu if self.cpu is not None else not _has_gpu(self.host)
+        return [
+            str(self.host.python), str(LAUNCHER), str(self.host.comfyui / "main.py"),
+            "--port", str(self.port),
+            # Models, inputs, outputs, settings and node packs are all looked for below this one.
+            "--base-directory", str(self.base),
+            "--database-url", "sqlite:///:memory:",
+            "--disable-auto-launch", "--disable-api-nodes",
+            *(["--cpu"] if on_cpu else []),
+        ]  # fmt: skip
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self._child.poll() is not None:
+                raise SetupError(f"ComfyUI stopped while starting ({self._last_words()}): the whole log is in {self.log}.")
+            if self._answers():
+                return
+            time.sleep(0.2)
+        raise SetupError(f"ComfyUI did not answer within {START_TIMEOUT_S:.0f} s: see its log, {self.log}.")
+
+    def _answers(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
+            connection.request("GET", "/system_stats")
+            return connection.getresponse().status == 200
+        return False
+
+    def _last_words(self) -> str:
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return lines[-1].strip() if lines else f"exit status {self._child.returncode}, nothing in the log"
+
+
+def _has_gpu(host: Host) -> bool:
+    """Whether the host's torch can use a GPU; our own environment has the CPU build on Linux, so it is not asked there."""
+    code = "import sys, torch; sys.exit(not (torch.cuda.is_available() or torch.backends.mps.is_available()))"
+    return not host.ours and output_of([str(host.python), "-c", code], host.environment())[0] == 0
