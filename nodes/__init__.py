@@ -2,10 +2,10 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import scale
+from . import guider, sampling, scale
 
 # One line per topic, in the order of the menu.
-NODES: list[type[io.ComfyNode]] = [*scale.NODES]
+NODES: list[type[io.ComfyNode]] = [*guider.NODES, *scale.NODES, *sampling.NODES]
 
 
 class AnnealingGuidance(ComfyExtension):

@@ -1,0 +1,147 @@
+"""The two ways into a workflow: a guider for SamplerCustomAdvanced, and a model patch for KSampler."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..guidance.family import default_scale_name
+from ..guidance.guider import AnnealingCFGGuider
+from ..guidance.patch import patch_model
+from ..guidance.renoising import Renoise
+from ..guidance.step import Guidance
+from ..models.scale_model import ScaleModel
+from .host import CATEGORY, where_known
+from .scale import AnnealingScale, load_scale_by_name
+
+AnnealingTraceType = io.Custom("ANNEALING_TRACE")
+
+
+class AnnealingGuider(io.ComfyNode):
+    """Annealing Guider."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AnnealingGuider",
+            display_name="Annealing Guider",
+            category=CATEGORY,
+            description="A guider whose guidance scale a tiny learned network chooses at every step, from the noise level, the "
+            "size of the gap between the two predictions, and guidance_lambda. Takes the place of CFGGuider before "
+            "SamplerCustomAdvanced; works with every sampler and scheduler.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to sample: an epsilon or v-prediction model, or a flow model."),
+                io.Conditioning.Input("positive", tooltip="What the picture should show."),
+                io.Conditioning.Input(
+                    "negative",
+                    tooltip="What the prompt is compared with: usually an empty prompt, for SDXL base ConditioningZeroOut of the "
+                    "positive. It is needed. Where its timestep range leaves a step out, that step is not guided.",
+                ),
+                *_guidance_inputs(),
+            ],
+            outputs=[
+                io.Guider.Output(display_name="guider", tooltip="Connect it to SamplerCustomAdvanced."),
+                _trace_output(),
+            ],
+            **where_known(io.Schema, search_aliases=_ALIASES),
+        )
+
+    @classmethod
+    def execute(
+        cls, model, positive, negative, guidance_lambda, renoise, match_training_steps, scale_model=None
+    ) -> io.NodeOutput:
+        guidance = _guidance(model, scale_model, guidance_lambda, renoise, match_training_steps)
+        guider = AnnealingCFGGuider(model, guidance)
+        guider.set_conds(positive, negative)
+        return io.NodeOutput(guider, guider.trace)
+
+
+class AnnealingModelPatch(io.ComfyNode):
+    """Annealing Guidance (KSampler)."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AnnealingModelPatch",
+            display_name="Annealing Guidance (KSampler)",
+            category=CATEGORY,
+            description="Gives a model annealing guidance, so that KSampler and every node built on it sample with the learned "
+            "scale. Their cfg value is then not used, and both conditionings are evaluated even at cfg 1. A second such "
+            "node on the same model replaces the first. The Annealing Guider ignores it and uses its own settings.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to patch: an epsilon or v-prediction model, or a flow model."),
+                *_guidance_inputs(),
+            ],
+            outputs=[
+                io.Model.Output(
+                    display_name="model",
+                    tooltip="The patched model, for KSampler. It needs a negative conditioning there; the cfg value is not used.",
+                ),
+                _trace_output(),
+            ],
+            **where_known(io.Schema, search_aliases=_ALIASES),
+        )
+
+    @classmethod
+    def execute(cls, model, guidance_lambda, renoise, match_training_steps, scale_model=None) -> io.NodeOutput:
+        guidance = _guidance(model, scale_model, guidance_lambda, renoise, match_training_steps)
+        return io.NodeOutput(*patch_model(model, guidance))
+
+
+_ALIASES = ["annealing guidance", "learned guidance scale", "dynamic cfg", "adaptive cfg", "cfg++"]
+
+
+def _guidance(
+    model, scale_model: ScaleModel | None, guidance_lambda: float, renoise: Renoise, match_training_steps: bool
+) -> Guidance:
+    """The node's inputs as Guidance; an unconnected scale_model means the one of the model's family."""
+    if scale_model is None:
+        scale_model = load_scale_by_name(default_scale_name(model))
+    return Guidance(scale_model, guidance_lambda, renoise, match_training_steps)
+
+
+def _guidance_inputs() -> list[io.Input]:
+    """What guider and patch have in common."""
+    return [
+        AnnealingScale.Input(
+            "scale_model",
+            optional=True,
+            tooltip="The learned scale. Unconnected: the one of the model's family. For SDXL that is the authors' network, 0.6 "
+            "MB, downloaded once from their repository; for the Shapes demo the bundled one. Other models need one.",
+        ),
+        io.Float.Input(
+            "guidance_lambda",
+            default=0.4,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            round=0.001,
+            tooltip="Between picture quality (0) and following the prompt (1). Useful from 0 to 0.8. It has no effect on a Fixed "
+            "Scale.",
+        ),
+        io.Combo.Input(
+            "renoise",
+            options=["auto", "null", "folded"],
+            default="auto",
+            tooltip="The learned scale is about 1 and belongs to samplers that renoise with the unconditional prediction. null: "
+            "for those (Annealing Sampler, *_cfg_pp). folded: for every other sampler, the equivalent ordinary CFG scale "
+            "of about 3 to 15. auto: chooses by the sampler.",
+            **where_known(io.Combo.Input, advanced=True),
+        ),
+        io.Boolean.Input(
+            "match_training_steps",
+            default=True,
+            tooltip="On: the guidance is as strong as at the step count the scale was trained for, at any number of steps and "
+            "with any sampler. Off: the paper to the letter, weaker with fewer steps and stronger with more.",
+            **where_known(io.Boolean.Input, advanced=True),
+        ),
+    ]
+
+
+def _trace_output() -> io.Output:
+    return AnnealingTraceType.Output(
+        display_name="trace",
+        tooltip="Which scales were used, call by call. Empty until the sampling has run; a later run replaces it.",
+    )
+
+
+NODES = [AnnealingGuider, AnnealingModelPatch]

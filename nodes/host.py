@@ -1,0 +1,21 @@
+"""What differs between the ComfyUI versions that this pack runs on."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+# A folder of our own in the menu: ComfyUI moved its guiders from sampling/custom_sampling/ to model/sampling/, and following
+# either would scatter our nodes on the other.
+CATEGORY = "sampling/annealing guidance"
+
+
+def where_known(target: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
+    """The arguments that this host's version of `target` takes: io.Schema, or an input class.
+
+    ComfyUI 0.3.75 raises TypeError on `advanced`, `search_aliases` and others, and an error while the nodes are listed
+    drops the whole pack.
+    """
+    known = inspect.signature(target).parameters
+    return {name: value for name, value in arguments.items() if name in known}
