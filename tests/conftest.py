@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import real_comfyui
+from devkit.cache import cache_folder
+from devkit.environment import Host
+from devkit.server import Server, base_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 PACK = "annealing_guidance_pack"
@@ -50,10 +54,25 @@ def comfyui() -> Path:
 @pytest.fixture(scope="session")
 def official_checkpoint() -> Path:
     """The authors' `checkpoint.pt`. It has no licence, so it is never in the repository: looked for, fetched, or skipped."""
-    candidates = [ROOT.parent / "shared" / "official" / "checkpoint.pt"]
-    if named := os.environ.get("ANNEALING_OFFICIAL_CHECKPOINT"):
-        candidates.insert(0, Path(named))
-    for path in candidates:
+    from annealing_guidance_pack.models import catalogue
+    from annealing_guidance_pack.models.errors import AnnealingError
+
+    named = os.environ.get("ANNEALING_OFFICIAL_CHECKPOINT")
+    beside = ROOT.parent / "shared" / "official" / "checkpoint.pt"
+    for path in ([Path(named)] if named else []) + [beside]:
         if path.is_file():
             return path
-    pytest.skip("the authors' network is not here: name it with ANNEALING_OFFICIAL_CHECKPOINT")
+    # The pack's own folder: of the ComfyUI under test (only read), then of the one that tools/dev.py makes.
+    folders = [host / "models" / "annealing_guidance" for host in (COMFYUI, base_folder(cache_folder(), ROOT)) if host]
+    try:
+        return catalogue.find(catalogue.OFFICIAL_SDXL, folders) or catalogue.fetch(catalogue.OFFICIAL_SDXL, folders[-1])
+    except AnnealingError as error:
+        pytest.skip(f"the authors' network is not here and cannot be fetched: {error}")
+
+
+@pytest.fixture(scope="session")
+def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A running ComfyUI on the CPU with this pack in it: one for the whole run."""
+    host = Host(comfyui=comfyui, python=Path(sys.executable), ours=False)
+    with Server(host, tmp_path_factory.mktemp("server"), ROOT, cpu=True) as running:
+        yield running

@@ -37,6 +37,8 @@ def demo(options: argparse.Namespace) -> int:
         script = ROOT / "tools" / "demo" / "run_demo.py"
         arguments = [server.address, str(options.output.resolve()), "--variant", options.variant]
         status = run_attached([str(host.python), str(script), *arguments], host.environment())
+        if status != 0:
+            print(f"ComfyUI's log: {server.log}", file=sys.stderr)
         if status == 0 and options.serve:
             print(f"ComfyUI is running at {server.address} (Ctrl-C stops it).", flush=True)
             server.wait()

@@ -1,1 +1,103 @@
-print("later")
+"""Queues the bundled demo workflow once per prompt and saves the pictures and one labelled picture of them all.
+
+`tools/dev.py demo` runs this in ComfyUI's own Python, against the server that it started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from demo.client import Workflow, WorkflowError, run_workflow
+from demo.grid import labelled_grid
+
+WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "api" / "demo.json"
+# Scenes that the demo model never saw in training. The n-th prompt has seed n, in every column.
+PROMPTS = [
+    "a red circle left of a green cross",
+    "a green triangle above a red square",
+    "a yellow square right of a purple cross",
+    "a blue circle above a yellow triangle",
+    "a blue triangle below a purple triangle",
+    "a blue square right of a yellow square",
+    "a red square below a green cross",
+    "a purple circle above a green square",
+]
+
+
+def workflow_for(template: Workflow, variant: str, prompt: str, seed: int) -> Workflow:
+    """A copy of the demo workflow with the model variant, the prompt and the seed filled in."""
+    workflow = json.loads(json.dumps(template))
+    workflow["loader"]["inputs"]["variant"] = variant
+    workflow["prompt"]["inputs"]["text"] = prompt
+    workflow["noise"]["inputs"]["noise_seed"] = seed
+    return workflow
+
+
+def saving_nodes(template: Workflow) -> dict[str, str]:
+    """{node: title} of the nodes that save pictures, in the workflow's order: the columns."""
+    return {name: node["_meta"]["title"] for name, node in template.items() if node["class_type"] == "SaveImage"}
+
+
+def show_progress(text: str) -> None:
+    """Rewrite the terminal's last line; where the output is not a terminal, be silent between lines."""
+    if sys.stdout.isatty():
+        print(f"\r\033[K{text}", end="", flush=True)
+
+
+def run_prompts(address: str, template: Workflow, variant: str, folder: Path) -> list[list[Image.Image]]:
+    """Run the workflow for every prompt, save each picture as it comes, and return them as [prompt][column]."""
+    columns = saving_nodes(template)
+    rows = []
+    for number, prompt in enumerate(PROMPTS, start=1):
+        where = f"  {number} of {len(PROMPTS)}: {prompt}"
+
+        def on_progress(node: str, done: int, total: int, where: str = where) -> None:
+            show_progress(f"{where}  [{template[node].get('_meta', {}).get('title', node)}, step {done} of {total}]")
+
+        show_progress(where)
+        saved = run_workflow(address, workflow_for(template, variant, prompt, seed=number), on_progress)
+        show_progress("")
+        print(where, flush=True)
+        for name in columns:
+            (folder / f"{number}-{name}.png").write_bytes(saved[name][0])
+        rows.append([Image.open(io.BytesIO(saved[name][0])) for name in columns])
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("address", help="http://host:port of a running ComfyUI with this pack")
+    parser.add_argument("output", type=Path, help="folder for the pictures")
+    parser.add_argument("--variant", default="epsilon", help="which demo model: epsilon or flow")
+    options = parser.parse_args()
+    template = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    folder = options.output / options.variant
+    started = time.monotonic()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = run_prompts(options.address, template, options.variant, folder)
+        picture = options.output / f"demo-{options.variant}.png"
+        partial = picture.with_suffix(".partial.png")
+        labelled_grid(PROMPTS, list(saving_nodes(template).values()), rows).save(partial)
+        os.replace(partial, picture)
+    except WorkflowError as error:
+        print(f"\nThe demo failed: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"\nThe pictures could not be saved ({error}): free some space or choose a folder with --output.", file=sys.stderr)
+        return 1
+    print(f"Done in {time.monotonic() - started:.0f} s. The picture: {picture}\nSingle pictures: {folder}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
