@@ -14,6 +14,7 @@ from comfy.k_diffusion.sampling import default_noise_sampler
 from tqdm.auto import trange
 
 from ..models.errors import AnnealingError
+from .coverage import covers_nothing, per_sample
 
 
 class UnconditionalPrediction:
@@ -29,9 +30,8 @@ class UnconditionalPrediction:
                 "with a negative conditioning (Annealing Guider, CFGGuider), or another sampler."
             )
         uncond, guided = args["uncond_denoised"], args["denoised"]
-        # A negative outside its timestep range comes back as zeros; renoising with those would break the picture.
-        nothing = (uncond == 0).flatten(1).all(dim=1).view(-1, *[1] * (uncond.ndim - 1))
-        self.denoised = torch.where(nothing, guided, uncond)
+        # Under a guider that lets zeros through, renoising with them would break the picture.
+        self.denoised = torch.where(per_sample(covers_nothing(args["uncond"], uncond), uncond), guided, uncond)
         return guided
 
 

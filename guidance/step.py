@@ -12,6 +12,7 @@ import torch
 from ..models import schedule
 from ..models.scale_model import ScaleModel
 from . import folding, renoising, units
+from .coverage import covers_nothing, per_sample
 from .trace import NO_NEGATIVE, NO_POSITIVE, AnnealingTrace, GuidedCall
 
 logger = logging.getLogger("annealing_guidance")
@@ -98,22 +99,21 @@ def guided_step(
     """
     conds = [positive, negative]
     sigmas = sigma.expand(x.shape[0])
-    predictions, coverage = _covered(_predict(model, conds, x, sigma, model_options))
+    predictions, coverage = _covered(conds, _predict(model, conds, x, sigma, model_options))
 
     if hooks := model_options.get("sampler_pre_cfg_function", []):
-        scale = _per_sample(run.guide(*predictions[:2], sigmas, model_options).used, x)
+        scale = per_sample(run.guide(*predictions[:2], sigmas, model_options).used, x).to(x.dtype)
+        args = {"conds": conds, "cond_scale": scale, "timestep": sigma, "input": x, "sigma": sigma, "model": model}
         for hook in hooks:
-            predictions = hook(
-                {"conds": conds, "conds_out": predictions, "cond_scale": scale, "timestep": sigma,
-                 "input": x, "sigma": sigma, "model": model, "model_options": model_options}
-            )  # fmt: skip
+            predictions = hook({**args, "conds_out": predictions, "model_options": model_options})
 
     call = _with_coverage(run.guide(*predictions[:2], sigmas, model_options), coverage)
     run.trace.record(call)
+    cond, uncond = predictions[:2]
+    scale = per_sample(call.used, x).to(x.dtype)
     return comfy.samplers.cfg_function(
-        model, predictions[0], predictions[1], _per_sample(call.used, x), x, sigma,
-        model_options=model_options, cond=positive, uncond=negative,
-    )  # fmt: skip
+        model, cond, uncond, scale, x, sigma, model_options=model_options, cond=positive, uncond=negative
+    )
 
 
 def _predict(model, conds: list, x: torch.Tensor, sigma: torch.Tensor, model_options: dict) -> list[torch.Tensor]:
@@ -125,15 +125,15 @@ def _predict(model, conds: list, x: torch.Tensor, sigma: torch.Tensor, model_opt
     return comfy.samplers.calc_cond_batch(model, conds, x, sigma, model_options)
 
 
-def _covered(predictions: list[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+def _covered(conds: list, predictions: list[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Predictions with nothing missing, and the trace's coverage code per sample [B].
 
-    A conditioning outside its timestep range comes back as zeros, and a gap to zeros is garbage. There the other
-    prediction takes its place, so that hooks, the guided prediction and null renoising all see the plain prediction.
+    A gap to a missing prediction is garbage. There the other prediction takes its place, so that hooks, the guided
+    prediction and null renoising all see the plain prediction.
     """
     cond, uncond = predictions[:2]
-    no_cond, no_uncond = ((p == 0).flatten(1).all(dim=1) for p in (cond, uncond))
-    covered = [torch.where(_per_sample(no_cond, cond), uncond, cond), torch.where(_per_sample(no_uncond, uncond), cond, uncond)]
+    no_cond, no_uncond = (covers_nothing(*pair) for pair in zip(conds, predictions, strict=False))
+    covered = [torch.where(per_sample(no_cond, cond), uncond, cond), torch.where(per_sample(no_uncond, uncond), cond, uncond)]
     return covered + list(predictions[2:]), no_uncond * NO_NEGATIVE + no_cond * NO_POSITIVE
 
 
@@ -141,9 +141,3 @@ def _with_coverage(call: GuidedCall, coverage: torch.Tensor) -> GuidedCall:
     """The call with the plain prediction's scale where one side was missing: 1 without a negative, 0 without a positive."""
     used = torch.where(coverage == NO_NEGATIVE, 1.0, torch.where(coverage == NO_POSITIVE, 0.0, call.used))
     return call._replace(used=used, coverage=coverage.to(call.used.dtype))
-
-
-def _per_sample(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """[B] as [B, 1, ...] of like's rank and, for numbers, of its type."""
-    values = values.view(-1, *[1] * (like.ndim - 1))
-    return values if values.dtype == torch.bool else values.to(like.dtype)

@@ -5,14 +5,21 @@ The conditioning carries the data's standard deviation and mean: data ~ N(mean, 
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models_base
 import torch
+from annealing_guidance_pack.models.scale_model import ScaleInfo, ScaleModel
 from comfy.model_base import ModelType
+from safetensors import safe_open
 
 CPU = torch.device("cpu")
+DATA = Path(__file__).resolve().parent.parent / "data"
 
 
 class GaussianDenoiser(torch.nn.Module):
@@ -92,3 +99,57 @@ def sample(guider, sampler, sigmas, noise, seed: int = 0, latent: torch.Tensor |
         latents["noise_mask"] = mask
     with torch.inference_mode():  # as ComfyUI's executor does
         return SamplerCustomAdvanced.execute(GivenNoise(noise, seed), guider, sampler, sigmas, latents).args[0]["samples"]
+
+
+class SmoothScale(ScaleModel):
+    """A scale model that needs no weights: moves with all three inputs, as the learned ones do, and is exact in float64."""
+
+    def __init__(self, prediction: str | None = None, reference_numel: int | None = None, training_grid=20):
+        facts = {"trained_on": "", "source": "", "licence": "", "created_with": ""}
+        super().__init__(ScaleInfo("smooth", prediction, reference_numel, training_grid, **facts))
+
+    def forward(self, timestep, gap_norm, guidance_lambda):
+        return 0.6 + 0.3 * torch.cos(timestep / 300) + 0.5 * guidance_lambda + 0.05 * torch.log1p(gap_norm)
+
+
+@dataclass(frozen=True)
+class PaperTrajectory:
+    """A whole run of the authors' sampler and network on closed-form models: figures of float64. [B] samples, [T] steps.
+
+    The run fed the raw gap norm of its small latents to the network, so it is reproduced with reference_numel=None.
+    """
+
+    timesteps: torch.Tensor  # [T]
+    initial_noise: torch.Tensor  # [B, 4, 16, 16], of unit variance in the VP form
+    means: torch.Tensor  # of the conditional model, [B, 4, 16, 16]
+    scale: torch.Tensor  # [T, B]
+    gap_norm: torch.Tensor  # [T, B]
+    final_latent: torch.Tensor  # [B, 4, 16, 16]
+    lambdas: torch.Tensor  # [B]
+    std_cond: float
+    std_uncond: float
+
+    def positive(self) -> list:
+        return conditioning(self.means, self.std_cond)
+
+    def negative(self) -> list:
+        return conditioning(torch.zeros_like(self.means[:1]), self.std_uncond)
+
+    def sigmas(self, model_sampling) -> torch.Tensor:
+        return torch.cat([model_sampling.sigmas[self.timesteps], torch.zeros(1)])
+
+    def noise(self, sigma: torch.Tensor) -> torch.Tensor:
+        """What becomes initial_noise * sqrt(1 + sigma^2) when ComfyUI multiplies it by its first sigma."""
+        return (self.initial_noise * (1 + sigma.double() ** 2) ** 0.5 / sigma.double()).float()
+
+
+def paper_trajectory(steps: int) -> PaperTrajectory:
+    with safe_open(DATA / f"paper_trajectory_{steps}.safetensors", framework="pt") as file:
+        tensors, facts = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+    tensors["gap_norm"] = tensors.pop("delta_norm")
+    return PaperTrajectory(
+        **tensors,
+        lambdas=torch.tensor(json.loads(facts["lambdas"])),
+        std_cond=float(facts["std_cond"]),
+        std_uncond=float(facts["std_uncond"]),
+    )

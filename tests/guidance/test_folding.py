@@ -1,0 +1,63 @@
+"""The folded scale makes an ordinary first-order step the null-renoised one; own and training steps are told apart."""
+
+import pytest
+import torch
+from annealing_guidance_pack.guidance.folding import folding_factor, next_own_sigma, used_scale
+from hypothesis import given
+from hypothesis import strategies as st
+
+values = st.floats(-5, 5)
+
+
+@given(level=st.floats(0.01, 0.999), fraction=st.floats(0, 0.99), w=st.floats(-2, 3), x=values, cond=values, uncond=values)
+@pytest.mark.parametrize("kind", ["epsilon", "velocity"])
+def test_an_ordinary_step_with_the_folded_scale_is_the_null_renoised_step(kind, level, fraction, w, x, cond, uncond):
+    sigma, sigma_next = torch.tensor(level).double(), torch.tensor(level * fraction).double()
+    alpha, alpha_next = (1 - sigma, 1 - sigma_next) if kind == "velocity" else (1.0, 1.0)
+
+    null = alpha_next * (uncond + w * (cond - uncond)) + sigma_next * (x - alpha * uncond) / sigma
+    folded = uncond + w * folding_factor(kind, sigma, sigma_next) * (cond - uncond)
+    ordinary = folded + (sigma_next / sigma) * (x - folded)  # ComfyUI's euler
+
+    torch.testing.assert_close(ordinary, null, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "velocity"])
+def test_the_last_step_needs_no_folding(kind):
+    assert folding_factor(kind, torch.tensor([0.3]), torch.tensor([0.0])) == 1
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "velocity"])
+def test_steps_of_no_size_and_level_zero_give_finite_factors(kind):
+    level = torch.tensor([0.5, 0.5, 0.0])
+    assert folding_factor(kind, level, torch.tensor([0.5, 0.49999, 0.0])).isfinite().all()
+
+
+def test_used_scale_follows_the_table():
+    w, k_own, k_train = torch.tensor([0.8]), torch.tensor([2.0]), torch.tensor([8.0])
+    assert used_scale(w, k_own, k_train, folded=False, match_training_steps=False).item() == pytest.approx(0.8)
+    assert used_scale(w, k_own, k_train, folded=False, match_training_steps=True).item() == pytest.approx(3.2)
+    assert used_scale(w, k_own, k_train, folded=True, match_training_steps=False).item() == pytest.approx(1.6)
+    assert used_scale(w, k_own, k_train, folded=True, match_training_steps=True).item() == pytest.approx(6.4)
+
+
+SCHEDULE = torch.tensor([14.6, 7.0, 3.0, 1.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    "sigma, expected",
+    [(14.6, 7.0), (3.0, 1.0), (1.0, 0.0), (5.0, 3.0), (20.0, 14.6), (0.5, 0.0), (0.0, 0.0)],
+    ids=["first", "middle", "last", "between", "above", "below the last", "zero"],
+)
+def test_the_next_own_sigma_is_found_by_value(sigma, expected):
+    assert next_own_sigma(torch.tensor([sigma]), SCHEDULE).item() == pytest.approx(expected)
+
+
+def test_a_sigma_that_came_through_logarithms_is_still_the_same_sigma():
+    for factor in (1 - 1e-6, 1 + 1e-6):
+        assert next_own_sigma(torch.tensor([3.0 * factor]), SCHEDULE).item() == 1.0
+
+
+def test_each_sample_has_its_own_next_sigma_in_any_order_of_the_schedule():
+    found = next_own_sigma(torch.tensor([14.6, 1.0]), SCHEDULE.flip(0))
+    torch.testing.assert_close(found, torch.tensor([7.0, 0.0]))
