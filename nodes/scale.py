@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from ..models.errors import AnnealingError
 from ..models.fixed_scale import RULES, FixedScale
 from ..models.scale_file import load_scale
 from ..models.scale_model import ScaleModel
+from .host import CATEGORY, where_known
 
 FOLDER = "annealing_guidance"  # ComfyUI's name for the models folder, also in extra_model_paths.yaml
 EXTENSIONS = {".safetensors", ".pt"}
 BUNDLED = Path(__file__).resolve().parent.parent / "models" / "weights"
-CATEGORY = "sampling/annealing guidance"
+
+log = logging.getLogger(__name__)
 
 AnnealingScale = io.Custom("ANNEALING_SCALE")
 
@@ -62,9 +65,14 @@ def _path_of(name: str) -> Path:
     """The file behind a bundled or a user's name. Only listed names count, so none leads out of its folder."""
     if name not in scale_names():
         raise _unknown(name)
+    users = folder_paths.get_full_path(FOLDER, name)
     if (bundled := BUNDLED / name).is_file():
+        if users:
+            log.warning("%s has the name of a bundled scale, which is used instead. Give it another name to use it.", users)
         return bundled
-    return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
+    if users is None:
+        raise _unknown(name)  # listed a moment ago, and gone
+    return Path(users)
 
 
 def _progress(entry: catalogue.CatalogueEntry, node_id: str | None) -> catalogue.Progress:
@@ -106,6 +114,7 @@ class AnnealingScaleLoader(io.ComfyNode):
                     "Annealing Guidance (KSampler).",
                 )
             ],
+            **where_known(io.Schema, search_aliases=["annealing guidance", "learned guidance scale", "cfg++"]),
         )
 
     @classmethod
@@ -174,6 +183,7 @@ class AnnealingFixedScale(io.ComfyNode):
                     step=0.01,
                     tooltip="Where the interval starts, by noise level: 0 is full noise, 1 the finished picture. Only used by "
                     "interval.",
+                    **where_known(io.Float.Input, advanced=True),
                 ),
                 io.Float.Input(
                     "end_percent",
@@ -183,6 +193,7 @@ class AnnealingFixedScale(io.ComfyNode):
                     step=0.01,
                     tooltip="Where the interval ends, by noise level: 0 is full noise, 1 the finished picture. Only used by "
                     "interval.",
+                    **where_known(io.Float.Input, advanced=True),
                 ),
             ],
             outputs=[
@@ -191,6 +202,7 @@ class AnnealingFixedScale(io.ComfyNode):
                     tooltip="The rule as a scale model. Connect it where a learned scale would go.",
                 )
             ],
+            **where_known(io.Schema, search_aliases=["cfg++", "cfg schedule", "limited interval guidance"]),
         )
 
     @classmethod

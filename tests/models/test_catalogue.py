@@ -30,18 +30,18 @@ def direct(monkeypatch):
 
 
 @pytest.fixture
-def server():
-    with Loopback().running() as server:
-        server.answers["/deep/original.pt"] = body(CONTENT)
-        yield server
+def site():
+    with Loopback().running() as site:
+        site.answers["/deep/original.pt"] = body(CONTENT)
+        yield site
 
 
 @pytest.fixture
-def entry(server):
+def entry(site):
     return CatalogueEntry(
         name="A scale (downloads 0.3 MB)",
         file_name="kept_as.pt",
-        url=f"{server.address}/deep/original.pt",
+        url=f"{site.address}/deep/original.pt",
         size=len(CONTENT),
         sha256=hashlib.sha256(CONTENT).hexdigest(),
     )
@@ -72,22 +72,22 @@ def test_the_authors_file_is_recognised_where_it_was_placed_by_hand(official_che
     assert find(catalogue.OFFICIAL_SDXL, [tmp_path / "nowhere", tmp_path]) == tmp_path / "checkpoint.pt"
 
 
-def test_fetching_once(server, entry, tmp_path):
+def test_fetching_once(site, entry, tmp_path):
     steps = []
     path = obtain(entry, [tmp_path / "new" / "folder"], lambda done, total: steps.append((done, total)))
     assert path == tmp_path / "new" / "folder" / "kept_as.pt"
     assert path.read_bytes() == CONTENT and list(path.parent.iterdir()) == [path]
     assert [done for done, _ in steps] == sorted({done for done, _ in steps}) and steps[-1] == (len(CONTENT), len(CONTENT))
     assert obtain(entry, [path.parent]) == path
-    assert server.requests == ["/deep/original.pt"]
+    assert site.requests == ["/deep/original.pt"]
 
 
 @pytest.mark.parametrize("name", ["kept_as.pt", "original.pt"])
-def test_a_file_placed_by_hand_is_used_without_a_fetch(server, entry, tmp_path, name):
+def test_a_file_placed_by_hand_is_used_without_a_fetch(site, entry, tmp_path, name):
     (tmp_path / "second").mkdir()
     (tmp_path / "second" / name).write_bytes(CONTENT)
     assert obtain(entry, [tmp_path / "first", tmp_path / "second"]) == tmp_path / "second" / name
-    assert server.requests == []
+    assert site.requests == []
 
 
 @pytest.mark.parametrize("wrong", [b"", CONTENT[:-1], CONTENT[:-1] + b"!"])
@@ -99,33 +99,33 @@ def test_a_file_with_other_content_is_not_used(entry, tmp_path, wrong, caplog):
     assert str(tmp_path / "original.pt") in caplog.text
 
 
-def test_offline_forbids_the_fetch_but_not_the_file(server, entry, tmp_path, monkeypatch):
+def test_offline_forbids_the_fetch_but_not_the_file(site, entry, tmp_path, monkeypatch):
     monkeypatch.setenv("ANNEALING_GUIDANCE_OFFLINE", "1")
     assert "ANNEALING_GUIDANCE_OFFLINE" in refused(entry, tmp_path)
     (tmp_path / "original.pt").write_bytes(CONTENT)
     assert obtain(entry, [tmp_path]).is_file()
-    assert server.requests == []
+    assert site.requests == []
     monkeypatch.setenv("ANNEALING_GUIDANCE_OFFLINE", "0")
     assert fetch(entry, tmp_path).is_file()
 
 
 @pytest.mark.parametrize("wrong", [CONTENT[:-1], CONTENT[:-1] + b"!", b"<html>404</html>"])
-def test_other_content_is_not_kept(server, entry, tmp_path, wrong):
-    server.answers["/deep/original.pt"] = body(wrong)
+def test_other_content_is_not_kept(site, entry, tmp_path, wrong):
+    site.answers["/deep/original.pt"] = body(wrong)
     assert "does not have the expected SHA-256" in refused(entry, tmp_path)
 
 
-def test_more_bytes_than_listed_are_not_read(server, entry, tmp_path):
-    server.answers["/deep/original.pt"] = body(CONTENT + bytes(50_000_000))
+def test_more_bytes_than_listed_are_not_read(site, entry, tmp_path):
+    site.answers["/deep/original.pt"] = body(CONTENT + bytes(50_000_000))
     assert "sends more than" in refused(entry, tmp_path)
 
 
-def test_a_missing_file(server, entry, tmp_path):
-    del server.answers["/deep/original.pt"]
+def test_a_missing_file(site, entry, tmp_path):
+    del site.answers["/deep/original.pt"]
     assert "Not Found" in refused(entry, tmp_path)
 
 
-def test_a_connection_that_is_cut(server, entry, tmp_path):
+def test_a_connection_that_is_cut(site, entry, tmp_path):
     def cut(request):
         request.send_response(200)
         request.send_header("Content-Length", str(len(CONTENT)))
@@ -133,7 +133,7 @@ def test_a_connection_that_is_cut(server, entry, tmp_path):
         request.wfile.write(CONTENT[:1000])
         request.connection.close()
 
-    server.answers["/deep/original.pt"] = cut
+    site.answers["/deep/original.pt"] = cut
     refused(entry, tmp_path)
 
 
@@ -144,45 +144,45 @@ def test_no_network(entry, tmp_path):
         assert "refused" in refused(nobody, tmp_path)
 
 
-def test_plain_http_is_refused(server, entry, tmp_path):
+def test_plain_http_is_refused(site, entry, tmp_path):
     plain = CatalogueEntry(entry.name, entry.file_name, entry.url.replace("https", "http"), entry.size, entry.sha256)
     assert "only https" in refused(plain, tmp_path)
-    assert server.requests == []
+    assert site.requests == []
 
 
-def test_a_certificate_that_nobody_vouches_for(server, entry, tmp_path, monkeypatch):
+def test_a_certificate_that_nobody_vouches_for(site, entry, tmp_path, monkeypatch):
     monkeypatch.delenv("SSL_CERT_FILE")
     assert "CERTIFICATE_VERIFY_FAILED" in refused(entry, tmp_path)
-    assert server.requests == []
+    assert site.requests == []
 
 
-def test_a_redirect_on_the_same_host_is_followed(server, entry, tmp_path):
-    server.answers["/moved.pt"] = server.answers["/deep/original.pt"]
-    server.answers["/deep/original.pt"] = redirect("/moved.pt")
+def test_a_redirect_on_the_same_host_is_followed(site, entry, tmp_path):
+    site.answers["/moved.pt"] = site.answers["/deep/original.pt"]
+    site.answers["/deep/original.pt"] = redirect("/moved.pt")
     assert fetch(entry, tmp_path).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize(
     "elsewhere", ["http://127.0.0.1:1/a.pt", "https://localhost:1/a.pt", "file:///etc/hostname", "ftp://a/b"]
 )
-def test_a_redirect_elsewhere_is_refused(server, entry, tmp_path, elsewhere):
-    server.answers["/deep/original.pt"] = redirect(elsewhere)
+def test_a_redirect_elsewhere_is_refused(site, entry, tmp_path, elsewhere):
+    site.answers["/deep/original.pt"] = redirect(elsewhere)
     assert elsewhere in refused(entry, tmp_path)
 
 
-def test_a_redirect_to_itself_ends(server, entry, tmp_path):
-    server.answers["/deep/original.pt"] = redirect("/deep/original.pt")
+def test_a_redirect_to_itself_ends(site, entry, tmp_path):
+    site.answers["/deep/original.pt"] = redirect("/deep/original.pt")
     refused(entry, tmp_path)
-    assert len(server.requests) < 50
+    assert len(site.requests) < 50
 
 
-def test_silence_ends_in_a_time_out(server, entry, tmp_path, monkeypatch):
+def test_silence_ends_in_a_time_out(site, entry, tmp_path, monkeypatch):
     monkeypatch.setattr(catalogue, "SILENCE_SECONDS", 0.3)
-    server.answers["/deep/original.pt"] = lambda request: time.sleep(2)
+    site.answers["/deep/original.pt"] = lambda request: time.sleep(2)
     assert "timed out" in refused(entry, tmp_path)
 
 
-def test_bytes_that_trickle_end_in_a_time_out(server, entry, tmp_path, monkeypatch):
+def test_bytes_that_trickle_end_in_a_time_out(site, entry, tmp_path, monkeypatch):
     monkeypatch.setattr(catalogue, "TOTAL_SECONDS", 0.5)
 
     def trickle(request):
@@ -192,7 +192,7 @@ def test_bytes_that_trickle_end_in_a_time_out(server, entry, tmp_path, monkeypat
             request.wfile.write(CONTENT[index : index + 1])
             time.sleep(0.05)
 
-    server.answers["/deep/original.pt"] = trickle
+    site.answers["/deep/original.pt"] = trickle
     started = time.monotonic()
     assert "longer than" in refused(entry, tmp_path)
     assert time.monotonic() - started < 5
@@ -225,14 +225,14 @@ print(fetch(CatalogueEntry("a", "kept_as.pt", url, int(size), sha256), folder))
 """
 
 
-def test_two_processes_at_once_end_with_one_good_file(server, entry, tmp_path):
+def test_two_processes_at_once_end_with_one_good_file(site, entry, tmp_path):
     both_are_here = threading.Barrier(2, timeout=60)
 
     def together(request):
         both_are_here.wait()
         body(CONTENT)(request)
 
-    server.answers["/deep/original.pt"] = together
+    site.answers["/deep/original.pt"] = together
     models = Path(annealing_guidance_pack.__file__).parent / "models"
     command = [sys.executable, "-c", TWO_AT_ONCE, str(models), str(tmp_path), entry.url, str(entry.size), entry.sha256]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) for _ in range(2)]
