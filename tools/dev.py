@@ -87,11 +87,10 @@ def main(arguments: list[str]) -> int:
         print("\nStopped.", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        where = error.filename or cache_folder()
-        advice = "free some space, or name another cache folder with ANNEALING_CACHE, and run this again"
-        print(f"dev.py: The disk is full ({where}): {advice}.", file=sys.stderr)
+        advice = "name another cache folder with ANNEALING_CACHE and run this again"
+        if error.errno == errno.ENOSPC:
+            advice = f"free some space, or {advice}"
+        print(f"dev.py: {error.filename or cache_folder()}: {error.strerror or error}: {advice}.", file=sys.stderr)
         return 1
 
 

@@ -100,7 +100,7 @@ def _is_complete(environment: Path) -> bool:
 
 
 def _make_environment(environment: Path, comfyui: Path) -> None:
-    """Make the virtual environment and unpack ComfyUI. The stamp comes last: without it the next run starts afresh."""
+    """Make the virtual environment and unpack ComfyUI; what a killed run left unfinished is made afresh."""
     if not importlib.util.find_spec("ensurepip"):
         raise SetupError(
             f"This Python ({sys.executable}) cannot make virtual environments, its ensurepip module is missing: "
@@ -111,17 +111,25 @@ def _make_environment(environment: Path, comfyui: Path) -> None:
     require_space(environment.parent, SPACE_GB)
     print(f"First run: installing ComfyUI and what it needs into {environment.parent} (a few minutes).", flush=True)
     try:
+        _fill_environment(environment, comfyui)
+    except BaseException:
+        shutil.rmtree(environment, ignore_errors=True)
+        raise
+
+
+def _fill_environment(environment: Path, comfyui: Path) -> None:
+    try:
         venv.create(environment, with_pip=True, symlinks=sys.platform != "win32")
     except subprocess.CalledProcessError as error:
-        raise SetupError(f"The virtual environment {environment} could not be made: {_last_line(error.output)}") from error
+        raise SetupError(f"The virtual environment {environment} could not be made: {_last_line(error.output)}.") from error
     python = _python_of(environment)
     if not comfyui.is_dir():
         print("  ComfyUI", flush=True)
         _unpack_comfyui(python, comfyui)
     print("  torch", flush=True)
     _install_torch(python)
-    print("  ComfyUI's requirements", flush=True)
     _pip(python, "install", "--no-deps", TORCHVISION)
+    print("  ComfyUI's requirements", flush=True)
     _pip(python, "install", *requirements_of(comfyui), *EXTRA_LIMITS, *TEST_PACKAGES)
     _stamp(environment).touch()
 

@@ -1,0 +1,145 @@
+"""What a user sees when `tools/dev.py` cannot do its work: one sentence, a failing status, and nothing broken left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DEV = ROOT / "tools" / "dev.py"
+UNREACHABLE = "http://127.0.0.1:9/simple"
+
+
+def environment_with(cache: Path, **variables: str) -> dict[str, str]:
+    """The tests' environment without a ComfyUI and without pip's settings, so that the set-up itself runs."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PIP_") and name != "COMFYUI_PATH"}
+    return {**kept, "ANNEALING_CACHE": str(cache), "PIP_CONFIG_FILE": os.devnull, "PIP_NO_CACHE_DIR": "1", **variables}
+
+
+def run_dev(*arguments: str, environment: dict[str, str], prelude: str = "") -> subprocess.CompletedProcess:
+    """`python tools/dev.py <arguments>`, after some Python that prepares the interpreter."""
+    code = f"import runpy, sys; sys.argv = {[str(DEV), *arguments]!r}; sys.path[0] = {str(DEV.parent)!r}; {prelude or 'pass'}\n"
+    code += f"runpy.run_path({str(DEV)!r}, run_name='__main__')"
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def sentence(done: subprocess.CompletedProcess) -> str:
+    """The one line that a failed run says why in."""
+    assert done.returncode != 0
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_a_folder_without_comfyui_is_named(tmp_path):
+    done = run_dev("test", environment=environment_with(tmp_path / "cache", COMFYUI_PATH=str(tmp_path)))
+    assert f"COMFYUI_PATH names {tmp_path}" in sentence(done)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_comfyui_that_is_too_old_is_refused_with_both_versions(tmp_path):
+    (tmp_path / "comfy").mkdir()
+    (tmp_path / "main.py").touch()
+    (tmp_path / "comfyui_version.py").write_text('__version__ = "0.3.9"\n')
+    done = run_dev("demo", environment=environment_with(tmp_path / "cache", COMFYUI_PATH=str(tmp_path)))
+    assert "version 0.3.9 and the pack needs 0.3.75" in sentence(done)
+
+
+def test_without_network_it_says_so_and_leaves_nothing(tmp_path):
+    done = run_dev("demo", environment=environment_with(tmp_path, PIP_INDEX_URL=UNREACHABLE))
+    assert "the package index cannot be reached" in sentence(done)
+    assert [path.name for path in tmp_path.iterdir()] == ["setup.lock"]
+
+
+def test_a_setup_killed_half_way_does_not_break_the_next(tmp_path):
+    environment = environment_with(tmp_path, PIP_INDEX_URL=UNREACHABLE)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/simple"
+        killed = subprocess.Popen([sys.executable, str(DEV), "demo"], env={**environment, "PIP_INDEX_URL": address})
+        silent.settimeout(60)
+        connection, _ = silent.accept()  # pip asks for ComfyUI, so the virtual environment is there and not complete
+        with contextlib.closing(connection):
+            killed.kill()
+            killed.wait()
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert any(name.startswith("python-") for name in left) and any(".partial-" in name for name in left)
+    assert "the package index cannot be reached" in sentence(run_dev("demo", environment=environment))
+    assert [path.name for path in tmp_path.iterdir()] == ["setup.lock"]
+
+
+def test_a_python_without_ensurepip_is_told_what_to_install(tmp_path):
+    done = run_dev("demo", environment=environment_with(tmp_path), prelude="sys.modules['ensurepip'] = None")
+    assert "python3-venv" in sentence(done)
+
+
+def test_an_old_python_is_told_so(tmp_path):
+    done = run_dev("demo", environment=environment_with(tmp_path), prelude="sys.version_info = (3, 8, 0)")
+    assert "Python 3.10 or newer and this is Python 3.8" in sentence(done)
+
+
+def test_too_little_space_is_seen_before_anything_is_fetched(tmp_path):
+    prelude = "import shutil; shutil.disk_usage = lambda folder: shutil._ntuple_diskusage(1, 1, 10**9)"
+    done = run_dev("demo", environment=environment_with(tmp_path), prelude=prelude)
+    assert "1.0 GB are free" in sentence(done)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a device that is always full")
+def test_a_disk_that_fills_up_is_named(tmp_path):
+    prelude = "import devkit.cache; devkit.cache._lock = lambda descriptor: open('/dev/full', 'wb', 0).write(b'x')"
+    done = run_dev("demo", environment=environment_with(tmp_path), prelude=prelude)
+    assert "No space left on device: free some space" in sentence(done)
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    assert "cannot be written" in sentence(run_dev("demo", environment=environment_with(tmp_path / "file" / "cache")))
+
+
+def test_a_port_in_use_is_named(tmp_path, comfyui):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        environment = environment_with(tmp_path, COMFYUI_PATH=str(comfyui))
+        done = run_dev("demo", "--port", port, environment=environment)
+    assert f"Port {port} cannot be used" in sentence(done)
+
+
+def test_it_runs_on_the_standard_library_alone(tmp_path):
+    command = [sys.executable, "-S", "-E", str(DEV), "demo", "--help"]
+    assert "--serve" in subprocess.run(command, capture_output=True, text=True, check=True, env=environment_with(tmp_path)).stdout
+
+
+RUN_A_SERVER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tools!r})
+from devkit.environment import Host
+from devkit.server import Server
+with Server(Host(Path({comfyui!r}), Path(sys.executable), ours=False), Path({base!r}), Path({root!r}), cpu=True) as server:
+    print(server.port, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.server
+@pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
+@pytest.mark.parametrize("how", ["SIGINT", "SIGKILL"])
+def test_the_server_ends_with_the_one_who_started_it(tmp_path, comfyui, how):
+    code = RUN_A_SERVER.format(tools=str(DEV.parent), comfyui=str(comfyui), base=str(tmp_path), root=str(ROOT))
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as starter:
+        port = int(starter.stdout.readline())
+        starter.send_signal(getattr(signal, how))
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return
+        time.sleep(0.1)
+    pytest.fail("the server still answers")
