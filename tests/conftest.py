@@ -14,9 +14,14 @@ import real_comfyui
 from devkit.cache import cache_folder
 from devkit.environment import Host
 from devkit.server import Server, base_folder
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PACK = "annealing_guidance_pack"
+
+# A deadline per example would fail at random on a machine that is busy with something else.
+settings.register_profile("pack", deadline=None)
+settings.load_profile("pack")
 
 COMFYUI = real_comfyui.comfyui_path()
 if COMFYUI is None:

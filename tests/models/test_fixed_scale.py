@@ -51,6 +51,12 @@ def test_gap_and_lambda_play_no_part_and_the_result_is_float32_per_sample(rule):
     assert scale.shape == (5,) and scale.dtype == torch.float32
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_nothing_waits_for_the_device(rule):
+    meta = torch.ones(3, device="meta")  # reading a value back from this device raises
+    assert FixedScale(rule)(meta, meta, 0.4).device.type == "meta"
+
+
 def test_it_fits_both_kinds_of_model_on_the_papers_grid():
     info = FixedScale().info
     assert info.prediction is None and info.reference_numel is None

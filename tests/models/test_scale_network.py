@@ -107,9 +107,11 @@ def test_gradients_flow_in_a_network_that_sampling_made():
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-def test_it_follows_its_inputs_to_their_device():
+@pytest.mark.parametrize("guidance_lambda", [0.4, torch.tensor([0.4, 0.8])])
+def test_it_follows_its_inputs_to_their_device_and_never_waits_for_it(guidance_lambda):
     network = made_up_network()
-    scale = network(torch.zeros(2, device="meta"), torch.ones(2, device="meta"), 0.4)
+    # Reading a value back from this device raises.
+    scale = network(torch.zeros(2, device="meta"), torch.ones(2, device="meta"), guidance_lambda)
     assert scale.device.type == "meta"
     assert {tensor.device.type for tensor in [*network.parameters(), *network.buffers()]} == {"meta"}
 

@@ -109,6 +109,13 @@ def test_a_fixed_rule_takes_the_models_own_kind():
         next_on_training_grid(sigma, rule)
 
 
+@pytest.mark.parametrize("grid", [20, (14.6, 3.0, 0.0)])
+def test_nothing_waits_for_the_device(grid):
+    sigma = torch.ones(3, device="meta")  # reading a value back from this device raises
+    assert next_on_training_grid(sigma, info(grid)).device.type == "meta"
+    assert timestep_of_sigma(sigma).device.type == "meta"
+
+
 def test_tables_built_while_sampling_serve_training():
     with torch.inference_mode():
         sigma_of_timestep(torch.tensor([3.0], dtype=torch.float64))
