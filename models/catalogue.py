@@ -101,7 +101,8 @@ def fetch(entry: CatalogueEntry, folder: str | os.PathLike[str], progress: Progr
         data = _download(entry, folder, progress)
     except (urllib.error.URLError, HTTPException, OSError) as error:
         # URLError says why in .reason; time-outs and cut connections are OSErrors themselves.
-        raise _not_fetched(entry, folder, str(getattr(error, "reason", None) or error or type(error).__name__)) from error
+        why = str(getattr(error, "reason", None) or error) or type(error).__name__
+        raise _not_fetched(entry, folder, why) from error
     if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise _not_fetched(entry, folder, f"what came ({len(data):,} bytes) does not have the expected SHA-256 {entry.sha256}")
     try:

@@ -16,6 +16,7 @@ import os
 import re
 import zipfile
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def _training_grid(metadata: dict[str, str], path: Path) -> tuple[float, ...] | 
     if isinstance(value, int) and not isinstance(value, bool):
         return _integer(metadata, "training_grid", 1, 1000, path)
     grid = _numbers(metadata, "training_grid", MAX_GRID, path)
-    if len(grid) < 2 or grid[-1] != 0 or any(a <= b for a, b in zip(grid, grid[1:], strict=False)):
+    if len(grid) < 2 or grid[-1] != 0 or any(a <= b for a, b in pairwise(grid)):
         raise _unusable(path, "its training_grid is neither a number of timesteps nor a list of falling sigmas that ends with 0")
     return grid
 
@@ -175,9 +176,10 @@ def _fits_float32(value: int | float) -> bool:
 
 
 def _choice(metadata: dict[str, str], key: str, choices: tuple[str, ...], path: Path) -> Any:
-    if metadata.get(key) not in choices:
-        raise _unusable(path, f"its {key} is {str(metadata.get(key))[:40]!r}, and it must be one of: {', '.join(choices)}")
-    return metadata[key]
+    value = _text(metadata, key, path)
+    if value not in choices:
+        raise _unusable(path, f"its {key} is {value[:40]!r}, and it must be one of: {', '.join(choices)}")
+    return value
 
 
 def _text(metadata: dict[str, str], key: str, path: Path) -> str:
@@ -222,7 +224,7 @@ def _from_authors(data: bytes, path: Path) -> ScaleNetwork:
         "gap_divisor": sizes.get("delta_embed_normalization"),
         "num_timesteps": diffusion.get("num_timesteps"),
     }
-    texts = {key: json.dumps(value) if type(value) in (int, float) else "null" for key, value in texts.items()}
+    texts = {key: json.dumps(value) if isinstance(value, int | float | str) else "null" for key, value in texts.items()}
     config = NetworkConfig(
         hidden_width=_integer(texts, "hidden_width", 1, MAX_WIDTH, path),
         depth=_integer(texts, "depth", 0, MAX_DEPTH, path),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -50,7 +51,7 @@ class NetworkConfig:
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """The state dict's keys and shapes, known without building the network."""
         shapes: dict[str, tuple[int, ...]] = {}
-        for layer, (fan_in, fan_out) in enumerate(zip(self.widths, self.widths[1:], strict=False)):
+        for layer, (fan_in, fan_out) in enumerate(pairwise(self.widths)):
             shapes[f"layers.{layer}.weight"] = (fan_out, fan_in)
             shapes[f"layers.{layer}.bias"] = (fan_out,)
         return shapes
@@ -69,8 +70,7 @@ class ScaleNetwork(ScaleModel):
         # A network loaded while ComfyUI executes (inference mode) must still be trainable afterwards.
         with torch.inference_mode(False):
             self.layers = torch.nn.ModuleList(
-                torch.nn.Linear(fan_in, fan_out, dtype=torch.float32)
-                for fan_in, fan_out in zip(config.widths, config.widths[1:], strict=False)
+                torch.nn.Linear(fan_in, fan_out, dtype=torch.float32) for fan_in, fan_out in pairwise(config.widths)
             )
             frequencies = torch.tensor(config.frequencies, dtype=torch.float32)
             self.register_buffer("frequencies", frequencies, persistent=False)

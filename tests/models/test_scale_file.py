@@ -149,6 +149,18 @@ def test_a_file_beyond_the_size_limit_is_not_read_whole(tmp_path):
     assert "larger than 16 MB" in refused(tmp_path / "big.safetensors")
 
 
+@pytest.mark.parametrize(
+    "header",
+    [b'{"a":{"dtype":"F32","shape":[1000000000,1000000000],"data_offsets":[0,4]}}', b"{" * 1000, b'{"a":5}', b"\xff\xfe"],
+)
+def test_a_header_that_declares_the_impossible(tmp_path, header):
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert "neither a whole .safetensors" in refused(path)
+    path.write_bytes((2**60).to_bytes(8, "little") + header)
+    assert "neither a whole .safetensors" in refused(path)
+
+
 def test_a_lora(tmp_path):
     lora = {"lora_unet_down_blocks_0.lora_up.weight": torch.zeros(4, 4)}
     safetensors.torch.save_file(lora, tmp_path / "style.safetensors", metadata={"format": "pt"})
