@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import comfy.model_sampling
 import torch
@@ -11,6 +11,7 @@ import torch
 from .sampler import sample_null_renoising
 
 Renoise = Literal["auto", "null", "folded"]
+CHOICES: tuple[Renoise, ...] = get_args(Renoise)
 
 
 def unconditional_share(sampler) -> float:

@@ -10,6 +10,7 @@ import comfy.samplers
 import torch
 
 from ..models import schedule
+from ..models.errors import AnnealingError
 from ..models.scale_model import ScaleModel
 from . import folding, renoising, units
 from .coverage import covers_nothing, per_sample
@@ -20,15 +21,21 @@ logger = logging.getLogger("annealing_guidance")
 
 @dataclass(frozen=True)
 class Guidance:
-    """What the user asked for.
+    """What the user asked for; AnnealingError for what the host lets through though no widget offers it.
 
-    guidance_lambda: 0 (sample quality) .. 1 (prompt alignment); scale models clamp it.
+    guidance_lambda: 0 (sample quality) .. 1 (prompt alignment), or one per sample [B]; scale models clamp it.
     """
 
     scale_model: ScaleModel
-    guidance_lambda: float = 0.4
+    guidance_lambda: float | torch.Tensor = 0.4
     renoise: renoising.Renoise = "auto"
     match_training_steps: bool = True
+
+    def __post_init__(self):
+        if self.renoise not in renoising.CHOICES:
+            raise AnnealingError(f'renoise is "{self.renoise}". Choose one of: {", ".join(renoising.CHOICES)}.')
+        if not torch.as_tensor(self.guidance_lambda).isfinite().all():
+            raise AnnealingError(f"guidance_lambda is {self.guidance_lambda}. Set it to a number from 0 to 1.")
 
 
 class GuidedRun:

@@ -43,11 +43,11 @@ class AnnealingTrace:
     def __init__(self):
         self.run = 0  # how many runs began; 0: not sampled yet
         self.scale_name = ""
-        self.guidance_lambda = 0.0
+        self.guidance_lambda: float | torch.Tensor = 0.0
         self.folded = False
         self._calls: list[GuidedCall] = []
 
-    def begin(self, scale_name: str, guidance_lambda: float, folded: bool) -> None:
+    def begin(self, scale_name: str, guidance_lambda: float | torch.Tensor, folded: bool) -> None:
         """Forget the previous run."""
         self.run += 1
         self.scale_name, self.guidance_lambda, self.folded = scale_name, guidance_lambda, folded

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..guidance.family import default_scale_name
 from ..guidance.guider import AnnealingCFGGuider
 from ..guidance.patch import patch_model
-from ..guidance.renoising import Renoise
+from ..guidance.renoising import CHOICES, Renoise
 from ..guidance.step import Guidance
 from ..models.scale_model import ScaleModel
 from .host import CATEGORY, where_known
@@ -120,7 +120,7 @@ def _guidance_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "renoise",
-            options=["auto", "null", "folded"],
+            options=list(CHOICES),
             default="auto",
             tooltip="The learned scale is about 1 and belongs to samplers that renoise with the unconditional prediction. null: "
             "for those (Annealing Sampler, *_cfg_pp). folded: for every other sampler, the equivalent ordinary CFG scale "
