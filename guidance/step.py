@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from dataclasses import dataclass
 
@@ -51,7 +50,6 @@ class GuidedRun:
         self.folded = renoising.is_folded(guidance.renoise, sampler)
         if advice := renoising.advice(self.folded, sampler, self.model_sampling):
             logger.warning("Annealing guidance: %s", advice)
-        self._scale_model: ScaleModel | None = None
         trace.begin(guidance.scale_model.info.name, guidance.guidance_lambda, self.folded)
 
     def finish(self) -> None:
@@ -67,8 +65,7 @@ class GuidedRun:
         norm = units.gap_norm(self.model_sampling, cond, uncond, sigma)
         norm = units.norm_at_reference_size(norm, cond[0].numel(), info)
         with torch.no_grad():
-            scale = self._scale_model_on(sigma.device)(timestep, norm, self.guidance.guidance_lambda)
-        scale = torch.where(norm.isfinite(), scale, 1.0)  # a broken sample's scale must not break the hooks too
+            scale = self.guidance.scale_model(timestep, norm, self.guidance.guidance_lambda)
 
         k_train = folding.folding_factor(self.kind, level, schedule.next_on_training_grid(level, info, self.kind))
         used = folding.used_scale(
@@ -85,12 +82,6 @@ class GuidedRun:
         return folding.folding_factor(
             self.kind, units.noise_level(self.model_sampling, sigma), units.noise_level(self.model_sampling, next_sigma)
         )
-
-    def _scale_model_on(self, device: torch.device) -> ScaleModel:
-        """The run's own copy on the model's device: guiders may share a scale model, devices may differ."""
-        if self._scale_model is None:
-            self._scale_model = copy.deepcopy(self.guidance.scale_model).to(device).eval()
-        return self._scale_model
 
 
 def guided_step(

@@ -74,8 +74,8 @@ class AnnealingTrace:
         if not gaps.isfinite().all():
             broken = sorted({i + 1 for call in self.calls for i in (~call.gap_norm.isfinite()).nonzero().flatten().tolist()})
             sentences.append(
-                f"The model's prediction was not a finite number in sample {', '.join(map(str, broken))} of the batch; there "
-                "the scale 1 was used. The other samples are not affected."
+                f"The model's prediction was not a finite number in sample {', '.join(map(str, broken))} of the batch, and "
+                "neither will its picture be. The other samples are not affected."
             )
         return sentences
 

@@ -109,7 +109,7 @@ class SmoothScale(ScaleModel):
         super().__init__(ScaleInfo("smooth", prediction, reference_numel, training_grid, **facts))
 
     def forward(self, timestep, gap_norm, guidance_lambda):
-        return 0.6 + 0.3 * torch.cos(timestep / 300) + 0.5 * guidance_lambda + 0.05 * torch.log1p(gap_norm)
+        return 0.6 + 0.3 * torch.cos(timestep / 300) + 0.5 * guidance_lambda + 0.05 * torch.log1p(gap_norm.nan_to_num(posinf=1e4))
 
 
 @dataclass(frozen=True)
