@@ -89,6 +89,8 @@ def main() -> int:
         partial = picture.with_suffix(".partial.png")
         labelled_grid(PROMPTS, list(saving_nodes(template).values()), rows).save(partial)
         os.replace(partial, picture)
+    except KeyboardInterrupt:
+        return 130
     except WorkflowError as error:
         print(f"\nThe demo failed: {error}", file=sys.stderr)
         return 1

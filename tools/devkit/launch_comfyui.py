@@ -14,7 +14,8 @@ from pathlib import Path
 
 
 def _end_with_parent() -> None:
-    while sys.stdin.buffer.read(1):
+    # The bare descriptor: a thread inside sys.stdin would crash the interpreter's ordinary end.
+    while os.read(0, 1):
         pass
     os._exit(1)
 
