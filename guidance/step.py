@@ -94,6 +94,8 @@ def guided_step(
 
     The gap is taken after the pre-CFG hooks, which are part of the prediction. They receive the scale for the gap as it
     was before them; sampler_cfg_function and the post-CFG hooks receive the scale that is really used, as [B, 1, ...].
+
+    The gap is that of the whole latent: when inpainting, of the kept part too. Frames on the batch axis count as samples.
     """
     conds = [positive, negative]
     sigmas = sigma.expand(x.shape[0])

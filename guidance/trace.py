@@ -45,24 +45,26 @@ class AnnealingTrace:
         self.scale_name = ""
         self.guidance_lambda: float | torch.Tensor = 0.0
         self.folded = False
-        self._calls: list[GuidedCall] = []
+        self._on_device: list[GuidedCall] = []
+        self._on_host: list[GuidedCall] = []
 
     def begin(self, scale_name: str, guidance_lambda: float | torch.Tensor, folded: bool) -> None:
         """Forget the previous run."""
         self.run += 1
         self.scale_name, self.guidance_lambda, self.folded = scale_name, guidance_lambda, folded
-        self._calls = []
+        self._on_device, self._on_host = [], []
 
     def record(self, call: GuidedCall) -> None:
         """Keep one call's values where they are: no copy to the host, no waiting for the device."""
-        self._calls.append(call)
+        self._on_device.append(call)
 
     @property
     def calls(self) -> list[GuidedCall]:
-        """All calls so far, on the CPU. The first reading after a run copies everything to the host at once."""
-        if self._calls and self._calls[-1].sigma.device.type != "cpu":
-            self._calls = _on_host(self._calls)
-        return self._calls
+        """All calls so far, on the CPU. Reading copies what is new to the host at once, so it belongs after the run."""
+        if self._on_device:
+            self._on_host = self._on_host + _to_host(self._on_device)
+            self._on_device = []
+        return self._on_host
 
     def warnings(self) -> list[str]:
         """What the user should know about the run, one sentence each."""
@@ -80,8 +82,8 @@ class AnnealingTrace:
         return sentences
 
 
-def _on_host(calls: list[GuidedCall]) -> list[GuidedCall]:
-    """One transfer for the whole run."""
+def _to_host(calls: list[GuidedCall]) -> list[GuidedCall]:
+    """One transfer for all calls."""
     sizes = [call.sigma.shape[0] for call in calls]
     host = torch.cat([torch.stack(call) for call in calls], dim=1).cpu()
     return [GuidedCall(*columns) for columns in host.split(sizes, dim=1)]

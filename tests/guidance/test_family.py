@@ -5,15 +5,8 @@ import pytest
 from annealing_guidance_pack.guidance.family import default_scale_name
 from annealing_guidance_pack.models import catalogue
 from annealing_guidance_pack.models.errors import AnnealingError
-from closed_form import closed_form_model
+from closed_form import ClosedFormSDXL, closed_form_model
 from comfy.model_base import ModelType
-
-
-class ClosedFormSDXL(comfy.model_base.SDXL):
-    """Of SDXL's class, without its text encoder's parts."""
-
-    def __init__(self, model_config, model_type):
-        comfy.model_base.BaseModel.__init__(self, model_config, model_type)
 
 
 @pytest.mark.parametrize("model_type", [ModelType.EPS, ModelType.V_PREDICTION], ids=lambda t: t.name)

@@ -22,6 +22,14 @@ def test_an_ordinary_step_with_the_folded_scale_is_the_null_renoised_step(kind, 
     torch.testing.assert_close(ordinary, null, atol=1e-9, rtol=1e-9)
 
 
+@given(s=st.floats(0.05, 0.95), fraction=st.floats(0, 0.9))
+def test_both_forms_are_one_formula_in_the_ratio_of_noise_to_signal(s, fraction):
+    """So a flow model that ComfyUI samples in the VE form (Cosmos) is folded alike in either."""
+    s, following = torch.tensor(s).double(), torch.tensor(s * fraction).double()
+    ve = folding_factor("epsilon", s / (1 - s), following / (1 - following))
+    torch.testing.assert_close(folding_factor("velocity", s, following), ve)
+
+
 @pytest.mark.parametrize("kind", ["epsilon", "velocity"])
 def test_the_last_step_needs_no_folding(kind):
     assert folding_factor(kind, torch.tensor([0.3]), torch.tensor([0.0])) == 1

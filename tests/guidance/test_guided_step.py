@@ -1,6 +1,7 @@
 """The guided step inside ComfyUI's sampling: rows, hooks, batches, missing and broken predictions, no waiting for the device."""
 
 import logging
+import math
 
 import comfy.model_patcher
 import comfy.samplers
@@ -14,6 +15,7 @@ from annealing_guidance_pack.models.errors import AnnealingError
 from annealing_guidance_pack.models.fixed_scale import FixedScale
 from closed_form import SmoothScale, closed_form_model, conditioning, sample
 from comfy.model_base import ModelType
+from comfy.nested_tensor import NestedTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SHAPE = (3, 4, 8, 8)
@@ -91,6 +93,17 @@ def test_video_latents_are_guided_too():
     guider = guider_of(closed_form_model(), means)
     assert sample(guider, euler(), SIGMAS, noise).isfinite().all()
     assert used_of(guider).shape == (4, 2)
+
+
+def test_nested_audio_and_video_latents_are_guided_too():
+    shapes = [(2, 4, 3, 8, 8), (2, 8, 10)]
+    packed = sum(math.prod(shape[1:]) for shape in shapes)
+    guider = guider_of(closed_form_model(), torch.randn(2, 1, packed, generator=torch.Generator().manual_seed(4)))
+    nested = NestedTensor([torch.randn(shape, generator=torch.Generator().manual_seed(5)) for shape in shapes])
+    with torch.inference_mode():
+        latent = guider.sample(nested, NestedTensor([torch.zeros(shape) for shape in shapes]), euler(), SIGMAS, seed=0)
+    assert [tuple(part.shape) for part in latent.unbind()] == shapes
+    assert all(part.isfinite().all() for part in latent.unbind())
 
 
 @pytest.mark.parametrize("model_type", [ModelType.V_PREDICTION_EDM, ModelType.FLOW_COSMOS, ModelType.EDM], ids=lambda t: t.name)

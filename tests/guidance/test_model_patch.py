@@ -12,6 +12,7 @@ from annealing_guidance_pack.models.errors import AnnealingError
 from closed_form import SmoothScale, closed_form_model, conditioning, sample
 from comfy.model_base import ModelType
 from comfy.patcher_extension import WrappersMP
+from comfy_extras import nodes_custom_sampler
 from comfy_extras.nodes_custom_sampler import BasicScheduler, DualCFGGuider, Noise_RandomNoise
 
 SHAPE = (2, 4, 8, 8)
@@ -100,6 +101,13 @@ def test_other_packs_wrappers_keep_running(positive, negative, added):
     latent = ksampler(patched, positive, negative)
     assert len(calls) == len(trace.calls) == 6
     assert torch.equal(latent, by_guider(closed_form_model(), positive, negative, guidance)[0])
+
+
+@pytest.mark.skipif(not hasattr(nodes_custom_sampler, "CFGOverride"), reason="this ComfyUI has no CFGOverride")
+def test_a_cfg_override_on_the_same_model_changes_nothing(positive, negative):
+    patched, _ = patch_model(closed_form_model(), Guidance(SmoothScale()))
+    overridden = nodes_custom_sampler.CFGOverride.execute(patched, 1.0, 0.0, 1.0).args[0]
+    assert torch.equal(ksampler(patched, positive, negative), ksampler(overridden, positive, negative))
 
 
 def test_a_guider_keeps_its_own_guidance_on_a_patched_model(positive, negative):

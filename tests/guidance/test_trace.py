@@ -31,6 +31,15 @@ def test_calls_of_different_batch_sizes_are_kept_apart():
     assert trace.calls[1].timestep.tolist() == [500.0] * 3
 
 
+def test_reading_during_a_run_loses_nothing():
+    trace = AnnealingTrace()
+    trace.begin("smooth", 0.4, folded=True)
+    trace.record(call())
+    assert len(trace.calls) == 1
+    trace.record(call())
+    assert len(trace.calls) == 2
+
+
 def test_what_the_user_should_know_is_said_once_for_many_steps():
     trace = AnnealingTrace()
     trace.begin("smooth", 0.4, folded=True)

@@ -3,15 +3,19 @@
 import asyncio
 import importlib
 import inspect
+import shutil
+from pathlib import Path
 
 import comfy.samplers
+import folder_paths
 import pytest
 import torch
 from annealing_guidance_pack.guidance.sampler import sample_null_renoising
+from annealing_guidance_pack.models import catalogue
 from annealing_guidance_pack.models.errors import AnnealingError
 from annealing_guidance_pack.models.fixed_scale import FixedScale
 from annealing_guidance_pack.nodes import NODES, guider, host, sampling
-from closed_form import closed_form_model, conditioning, paper_trajectory, sample
+from closed_form import ClosedFormSDXL, closed_form_model, conditioning, paper_trajectory, sample
 from comfy.model_base import ModelType
 from comfy_api.latest import io
 
@@ -99,6 +103,20 @@ def test_an_empty_negative_is_an_error_in_the_guider_node():
 def test_an_unconnected_scale_of_an_unknown_family_is_an_error_that_says_what_to_do():
     with pytest.raises(AnnealingError, match="scale_model is not connected"):
         execute_guider(scale=None)
+
+
+def test_an_unconnected_scale_on_sdxl_is_the_authors_network(official_checkpoint, monkeypatch):
+    """Found where a user would put it by hand: nothing is fetched."""
+    monkeypatch.setenv(catalogue.OFFLINE_VARIABLE, "1")
+    placed = Path(folder_paths.get_folder_paths("annealing_guidance")[0]) / catalogue.OFFICIAL_SDXL.file_name
+    placed.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(official_checkpoint, placed)
+    try:
+        built, trace = execute_guider(model=closed_form_model(base=ClosedFormSDXL), scale=None)
+    finally:
+        placed.unlink()
+    sample(built, comfy.samplers.sampler_object("euler"), torch.tensor([14.0, 3.0, 0.0]), torch.randn(1, 4, 8, 8))
+    assert built.guidance.scale_model.info.prediction == "epsilon" and trace.run == 1
 
 
 def test_the_patch_node_returns_a_model_for_ksampler():

@@ -74,6 +74,16 @@ def closed_form_model(
     return comfy.model_patcher.ModelPatcher(model, load_device=CPU, offload_device=CPU)
 
 
+class ClosedFormSDXL(comfy.model_base.SDXL):
+    """Of SDXL's class, without its text encoder's parts."""
+
+    def __init__(self, model_config, model_type):
+        comfy.model_base.BaseModel.__init__(self, model_config, model_type)
+
+    def encode_adm(self, **kwargs):
+        return None
+
+
 def conditioning(mean: torch.Tensor, std: float, **options) -> list:
     """A CONDITIONING for data ~ N(mean[b], std^2 I), as ComfyUI's nodes make them. mean: [B, ...] or one for all [1, ...]."""
     values = torch.cat([torch.full((mean.shape[0], 1), std), mean.flatten(1).float()], dim=1)
