@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 TILE = 128  # pixels
 GAP = 6
 ROW_LABEL = 150
-COLUMN_LABEL = 30
+COLUMN_LABEL = 44
 FONT_SIZE = 13
 
 
@@ -22,7 +22,7 @@ def labelled_grid(rows: Sequence[str], columns: Sequence[str], pictures: Sequenc
     font = ImageFont.load_default(FONT_SIZE)
     for column, label in enumerate(columns):
         centre = ROW_LABEL + column * step + TILE / 2
-        draw.text((centre, COLUMN_LABEL / 2), label, "black", font, anchor="mm")
+        draw.multiline_text((centre, COLUMN_LABEL / 2), textwrap.fill(label, 16), "black", font, anchor="mm", align="center")
     for row, label in enumerate(rows):
         centre = COLUMN_LABEL + row * step + TILE / 2
         draw.multiline_text((GAP, centre), textwrap.fill(label, 20), "black", font, anchor="lm")
