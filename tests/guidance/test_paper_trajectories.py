@@ -5,6 +5,7 @@ import dataclasses
 import comfy.samplers
 import pytest
 import torch
+from annealing_guidance_pack.guidance import paper_schedule
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
 from annealing_guidance_pack.guidance.sampler import null_renoising_sampler
 from annealing_guidance_pack.guidance.step import Guidance
@@ -65,12 +66,30 @@ def test_matched_steps_are_equally_strong_with_and_without_null_renoising(networ
     torch.testing.assert_close(null, folded, atol=1e-5, rtol=0)
 
 
+def strength(latent, golden):
+    """How far guidance moves the latents of each sample along the conditional mean: 1 is at it."""
+    return (latent * golden.means).sum((1, 2, 3)) / (golden.means**2).sum((1, 2, 3))
+
+
 def test_a_learned_scale_in_ordinary_cfg_hardly_guides(network):
     """The trap: fed to plain euler as it is, the scale leaves the latents about where the conditional model's own are."""
     golden, _, naive = run(network, 50, "euler", "null", False)
+    assert (strength(naive, golden) < 1.15).all()
+    assert (strength(golden.final_latent, golden) > 1.5).all()
 
-    def strength(latent):  # 1: at the conditional mean; guidance moves latents beyond it
-        return (latent * golden.means).sum((1, 2, 3)) / (golden.means**2).sum((1, 2, 3))
 
-    assert (strength(naive) < 1.15).all()
-    assert (strength(golden.final_latent) > 1.5).all()
+def test_matching_keeps_the_strength_at_any_number_of_steps(network):
+    """With a solver accurate enough that the number of steps alone changes nothing."""
+
+    def spread(match_training_steps):
+        golden, model = paper_trajectory(50), closed_form_model()
+        guider = AnnealingCFGGuider(model, Guidance(network, golden.lambdas, "auto", match_training_steps))
+        guider.set_conds(golden.positive(), golden.negative())
+        strengths = []
+        for steps in (20, 50, 100):
+            sigmas = paper_schedule.sigmas(model.get_model_object("model_sampling"), steps)
+            strengths.append(strength(sample(guider, sampler_of("heun"), sigmas, golden.noise(sigmas[0])), golden))
+        return (torch.stack(strengths).amax(0) - torch.stack(strengths).amin(0)).max()
+
+    assert spread(True) < 0.02
+    assert spread(False) > 0.1
