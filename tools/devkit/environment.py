@@ -140,13 +140,13 @@ def _install_torch(python: Path) -> None:
         _pip(python, "install", TORCH)
         return
     cpu_build = f"{TORCH}+cpu"
-    with contextlib.suppress(SetupError):
+    with contextlib.suppress(NoSuchBuild):
         _pip(python, "install", cpu_build)
         return
-    with contextlib.suppress(SetupError):
+    with contextlib.suppress(NoSuchBuild):
         _pip(python, "install", cpu_build, "--extra-index-url", TORCH_CPU_INDEX)
         return
-    print(f"  ({cpu_build} is neither in pip's index nor at {TORCH_CPU_INDEX}; the default build takes several GB)", flush=True)
+    print(f"  (no {cpu_build} in pip's index or at {TORCH_CPU_INDEX}: trying the default build, which takes several GB)", flush=True)
     _pip(python, "install", TORCH)
 
 
@@ -234,6 +234,11 @@ def _missing_packages(python: Path, packages: Sequence[str]) -> list[str]:
 
 # --- pip ---
 
+
+class NoSuchBuild(SetupError):
+    """pip found nothing that fits, in the indexes that it could reach."""
+
+
 _THIS_PYTHON = ".".join(map(str, sys.version_info[:2]))
 _REASONS = [
     (r"No space left on device|Errno 28", "the disk is full: free some space, or name another cache folder with ANNEALING_CACHE"),
@@ -253,7 +258,8 @@ def _pip(python: Path, *arguments: str) -> None:
     if status == 0:
         return
     reason = next((text for pattern, text in _REASONS if re.search(pattern, output)), _last_line(output))
-    raise SetupError(f"pip could not {arguments[0]} {arguments[-1]}: {reason}, and run this again.")
+    kind = NoSuchBuild if "No matching distribution" in output else SetupError
+    raise kind(f"pip could not {arguments[0]} {arguments[-1]}: {reason}, and run this again.")
 
 
 def _last_line(output: str | bytes | None) -> str:
