@@ -146,7 +146,7 @@ def _install_torch(python: Path) -> None:
     with contextlib.suppress(NoSuchBuild):
         _pip(python, "install", cpu_build, "--extra-index-url", TORCH_CPU_INDEX)
         return
-    print(f"  (no {cpu_build} in pip's index or at {TORCH_CPU_INDEX}: trying the default build, which takes several GB)", flush=True)
+    print(f"  (no {cpu_build} in pip's index or at {TORCH_CPU_INDEX}: trying the default build of several GB)", flush=True)
     _pip(python, "install", TORCH)
 
 
