@@ -69,6 +69,16 @@ def noise_level(model_sampling: torch.nn.Module, sigma: torch.Tensor) -> torch.T
     return sigma / model_sampling.sigma_data
 
 
+def sigma_of_level(model_sampling: torch.nn.Module, level: torch.Tensor) -> torch.Tensor:
+    """ComfyUI's sigma of a noise level, same shape, float32: the inverse of noise_level."""
+    if isinstance(model_sampling, comfy.model_sampling.CONST):
+        return level.to(torch.float32)
+    if isinstance(model_sampling, comfy.model_sampling.COSMOS_RFLOW):
+        # s = 1 would be an infinite sigma; such models begin at their own largest one.
+        return (level / (1.0 - level)).clamp(max=float(model_sampling.sigma_max)).to(torch.float32)
+    return (level * model_sampling.sigma_data).to(torch.float32)
+
+
 def network_timestep(kind: Prediction, level: torch.Tensor) -> torch.Tensor:
     """The timestep that the network was trained with at this noise level: 0..999 (epsilon), 0..1000 (velocity)."""
     return schedule.timestep_of_sigma(level) if kind == "epsilon" else 1000.0 * level

@@ -26,7 +26,7 @@ settings.load_profile("pack")
 COMFYUI = real_comfyui.comfyui_path()
 if COMFYUI is None:
     # These folders test code that imports ComfyUI. `python tools/dev.py test` always provides one.
-    collect_ignore = ["guidance", "nodes", "shapes"]
+    collect_ignore = ["guidance", "nodes", "shapes", "training"]
 
 
 def _import_pack() -> ModuleType:

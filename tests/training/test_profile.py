@@ -1,0 +1,259 @@
+"""The profile: its two terms against direct evaluation of FACTS' formulae, its file, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import two_points
+from annealing_guidance_pack.models import schedule
+from annealing_guidance_pack.models.errors import AnnealingError
+from annealing_guidance_pack.models.scale_model import ScaleInfo
+from annealing_guidance_pack.training.knots import Tabulated, chebyshev_knots
+from annealing_guidance_pack.training.measure import measure
+from annealing_guidance_pack.training.profile import Profile, ProfileSettings, steps_of_grid
+from closed_form import conditioning
+
+FLOW_GRID = tuple((k / 20) for k in range(20, -1, -1))
+GRIDS = {"epsilon": 20, "velocity": FLOW_GRID}
+
+
+def settings_for(kind: str, **changes) -> ProfileSettings:
+    return ProfileSettings(GRIDS[kind], **{"samples": 8, **changes})
+
+
+PICTURES = 12
+
+
+def measured(kind: str, count: int = PICTURES, **changes) -> Profile:
+    latents, captions = two_points.pictures(count)
+    return measure(two_points.two_point_model(kind), latents, captions, two_points.NEGATIVE, settings_for(kind, **changes))
+
+
+class Direct:
+    """The loss terms of one entry by the formulae of the paper (epsilon, on z) or of the flow path, in float64.
+
+    The entry's noise is drawn as `measure` draws it: the grid's order first, then the noise. Without perturbation.
+    """
+
+    def __init__(self, kind: str, number: int, index: int, settings: ProfileSettings):
+        latents, captions = two_points.pictures(PICTURES)
+        levels, next_levels = steps_of_grid(kind, settings.training_grid)
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
+        step = torch.randperm(len(levels), generator=generator)[index]
+        noise = torch.randn(settings.samples, *two_points.SHAPE, generator=generator)
+        self.kind, self.x0, self.eps = kind, latents[number].double(), noise[index].double()
+        self.level, self.next_level = levels[step], next_levels[step]
+        self.blurs, self.points = [], []
+        for caption in (captions[number], two_points.NEGATIVE):
+            values = caption[0][0].double().flatten()
+            self.blurs.append(values[0])
+            self.points.append(values[1:].view(two_points.SHAPE))
+
+    def terms(self, scale: float) -> tuple[float, float]:
+        return self._epsilon_terms(scale) if self.kind == "epsilon" else self._velocity_terms(scale)
+
+    def _epsilon_terms(self, scale: float) -> tuple[float, float]:
+        abar, next_abar = 1 / (1 + self.level**2), 1 / (1 + self.next_level**2)
+        z = abar.sqrt() * self.x0 + (1 - abar).sqrt() * self.eps
+        eps_c, eps_u = self._noise_predictions(z, abar)
+        eps_w = eps_u + scale * (eps_c - eps_u)
+        x0_w = (z - (1 - abar).sqrt() * eps_w) / abar.sqrt()
+        next_z = next_abar.sqrt() * x0_w + (1 - next_abar).sqrt() * eps_u
+        next_c, next_u = self._noise_predictions(next_z, next_abar)
+        return float(((eps_w - self.eps) ** 2).mean()), float(((next_c - next_u) ** 2).mean())
+
+    def _noise_predictions(self, z, abar):
+        x, sigma = z / abar.sqrt(), ((1 - abar) / abar).sqrt()
+        pairs = zip(self.points, self.blurs, strict=True)
+        return [(x - two_points.ve_denoised(x, sigma, points, blur)) / sigma for points, blur in pairs]
+
+    def _velocity_terms(self, scale: float) -> tuple[float, float]:
+        s, next_s = self.level, self.next_level
+        z = (1 - s) * self.x0 + s * self.eps
+        v_c, v_u = self._velocities(z, s)
+        v_w = v_u + scale * (v_c - v_u)
+        x0_w, eps_u = z - s * v_w, z + (1 - s) * v_u
+        next_c, next_u = self._velocities((1 - next_s) * x0_w + next_s * eps_u, next_s)
+        return float(((v_w - (self.eps - self.x0)) ** 2).mean()), float(((next_c - next_u) ** 2).mean())
+
+    def _velocities(self, z, s):
+        pairs = zip(self.points, self.blurs, strict=True)
+        return [(z - two_points.flow_denoised(z, s, points, blur)) / s for points, blur in pairs]
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "velocity"])
+def test_both_terms_are_those_of_direct_evaluation_at_any_scale(kind):
+    settings = settings_for(kind, perturb=False)
+    profile = measured(kind, perturb=False)
+    second = Tabulated(settings.knots, profile.entries.second)
+    scales = settings.knots[0] + torch.rand(len(profile.entries), generator=torch.Generator().manual_seed(1)) * 4.0
+    table = second(scales)
+    first_errors, second_errors = [], []
+    for row, scale in enumerate(scales.tolist()):
+        first, gap = Direct(kind, row // settings.samples, row % settings.samples, settings).terms(scale)
+        a, b, c = profile.entries.first[row].double().tolist()
+        first_errors.append(abs(a + b * scale + c * scale**2 - first) / first)
+        second_errors.append(abs(float(table[row]) - gap) / gap)
+    assert max(first_errors) < 1e-5
+    second_errors = torch.tensor(second_errors)
+    assert second_errors.median() < 0.01
+    assert second_errors.quantile(0.95) < 0.05
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "velocity"])
+def test_the_same_seed_gives_the_same_table_whatever_the_batch_size(kind):
+    latents, captions = two_points.pictures(3)
+    settings, model = settings_for(kind), two_points.two_point_model(kind)
+    one = measure(model, latents, captions, two_points.NEGATIVE, settings)
+    again = measure(model, latents, captions, two_points.NEGATIVE, settings)
+    chunked = measure(model, latents, captions, two_points.NEGATIVE, settings, batch_size=3)
+    other = measure(model, latents, captions, two_points.NEGATIVE, dataclasses.replace(settings, seed=1))
+    for name, tensor in vars(one.entries).items():
+        assert torch.equal(tensor, getattr(again.entries, name))
+        torch.testing.assert_close(tensor, getattr(chunked.entries, name), rtol=1e-5, atol=1e-6)
+    assert not torch.equal(one.entries.gap_norm, other.entries.gap_norm)
+
+
+def test_only_forward_passes_are_made_two_rows_at_each_point():
+    latents, captions = two_points.pictures(2)
+    model, settings = two_points.two_point_model("epsilon"), settings_for("epsilon")
+    measure(model, latents, captions, two_points.NEGATIVE, settings)
+    assert model.model.diffusion_model.rows == 2 * settings.samples * 2 * (1 + len(settings.knots))
+
+
+def test_entries_of_a_picture_lie_on_different_steps_of_the_grid_and_never_on_the_last():
+    profile = measured("epsilon", count=2, samples=49)
+    assert profile.entries.timestep[:49].round().sort().values.tolist() == [20.0 * k for k in range(1, 50)]
+
+
+def test_gap_norms_of_smaller_latents_are_given_for_the_first_ones_size():
+    latents, captions = two_points.pictures(1)
+    big = latents[0].repeat(1, 2, 2)
+    big_caption = conditioning(captions[0][0][0][0, 0, 1:].view(1, *two_points.SHAPE).repeat(1, 1, 2, 2), 0.2)
+    negative = [[torch.tensor([0.3]).expand(1, 1, 1 + big.numel()), {}]]  # of either size's length, by the model's slicing
+
+    class AnySize(two_points.TwoPointDenoiser):
+        def forward(self, x, timestep, context=None, **kwargs):
+            return super().forward(x, timestep, context=context[..., : 1 + x[0].numel()], **kwargs)
+
+    model = two_points.two_point_model("epsilon")
+    denoiser = AnySize()
+    denoiser.model_sampling = model.model.model_sampling
+    model.model.diffusion_model = denoiser
+    settings = settings_for("epsilon", perturb=False, samples=49)
+    mixed = measure(model, [big, latents[0]], [big_caption, captions[0]], negative, settings)
+    order = mixed.entries.timestep[:49].argsort(), mixed.entries.timestep[49:].argsort()
+    big_norms, small_norms = mixed.entries.gap_norm[:49][order[0]], mixed.entries.gap_norm[49:][order[1]]
+    assert mixed.reference_numel == big.numel()
+    torch.testing.assert_close(small_norms, big_norms, rtol=0.25, atol=0.05)
+
+
+@pytest.mark.parametrize(("kind", "grid"), [("epsilon", 20), ("velocity", 20), ("velocity", FLOW_GRID), ("epsilon", 33)])
+def test_the_next_level_is_the_one_that_sampling_matches(kind, grid):
+    levels, next_levels = steps_of_grid(kind, grid)
+    info = ScaleInfo("", kind, None, grid, "", "", "", "")
+    torch.testing.assert_close(schedule.next_on_training_grid(levels, info), next_levels)
+    assert (next_levels > 0).all()
+
+
+def test_a_raise_in_the_progress_callback_ends_the_measuring_and_leaves_the_model_usable():
+    latents, captions = two_points.pictures(4)
+    model, seen = two_points.two_point_model("epsilon"), []
+
+    def progress(done, total):
+        seen.append((done, total))
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(model, latents, captions, two_points.NEGATIVE, settings_for("epsilon"), progress=progress)
+    assert seen == [(1, 4), (2, 4)]
+    assert len(measure(model, latents, captions, two_points.NEGATIVE, settings_for("epsilon")).entries) == 32
+
+
+def test_it_measures_in_inference_mode_as_nodes_run():
+    with torch.inference_mode():
+        inside = measured("epsilon", count=2)
+    assert torch.equal(inside.entries.second, measured("epsilon", count=2).entries.second)
+
+
+def test_pictures_with_nan_predictions_are_left_out_and_told(caplog):
+    latents, captions = two_points.pictures(3)
+    latents[1] = torch.full_like(latents[1], torch.nan)
+    profile = measure(two_points.two_point_model("epsilon"), latents, captions, two_points.NEGATIVE, settings_for("epsilon"))
+    assert profile.entries.picture.unique().tolist() == [0, 2]
+    assert "left out 1 of 3 pictures" in caplog.text
+    with pytest.raises(AnnealingError, match="for every picture"):
+        measure(two_points.two_point_model("epsilon"), latents[1:2], captions[1:2], two_points.NEGATIVE, settings_for("epsilon"))
+
+
+def test_what_cannot_be_measured_is_refused_in_words():
+    latents, captions = two_points.pictures(2)
+    model, settings = two_points.two_point_model("epsilon"), settings_for("epsilon")
+    with pytest.raises(AnnealingError, match="2 latents and 1 captions"):
+        measure(model, latents, captions[:1], two_points.NEGATIVE, settings)
+    with pytest.raises(AnnealingError, match="no negative"):
+        measure(model, latents, captions, [], settings)
+    limited = [[captions[0][0][0], {"start_percent": 0.0, "end_percent": 0.5}]]
+    with pytest.raises(AnnealingError, match="part of the steps"):
+        measure(model, latents, [limited, captions[1]], two_points.NEGATIVE, settings)
+    with pytest.raises(AnnealingError, match="several prompts"):
+        measure(model, latents, [conditioning(torch.ones(2, *two_points.SHAPE), 1.0)] * 2, two_points.NEGATIVE, settings)
+    with pytest.raises(AnnealingError, match="fewer than two steps"):
+        measure(model, latents, captions, two_points.NEGATIVE, ProfileSettings((1.0, 0.0)))
+
+
+def test_a_saved_profile_is_read_back_whole(tmp_path):
+    for kind in GRIDS:
+        profile = measured(kind, count=2)
+        profile.save(tmp_path / "deep" / "p.safetensors")
+        again = Profile.load(tmp_path / "deep" / "p.safetensors")
+        assert (again.kind, again.reference_numel, again.settings) == (kind, 256, profile.settings)
+        for name, tensor in vars(profile.entries).items():
+            assert torch.equal(tensor, getattr(again.entries, name))
+        assert [path.name for path in (tmp_path / "deep").iterdir()] == ["p.safetensors"]
+
+
+def test_a_broken_profile_file_is_refused(tmp_path):
+    path = tmp_path / "p.safetensors"
+    with pytest.raises(AnnealingError, match="cannot be used"):
+        Profile.load(path)
+    profile = measured("epsilon", count=2)
+    profile.save(path)
+    whole = path.read_bytes()
+    for broken in (
+        whole[: len(whole) // 2],
+        b"",
+        b"not a profile at all",
+        whole.replace(b"annealing-profile/1", b"annealing-profile/9"),
+        whole.replace(b'\\"knots\\"', b'\\"nots\\"!'),
+        whole.replace(b'"F32"', b'"I32"'),
+    ):
+        assert broken != whole
+        path.write_bytes(broken)
+        with pytest.raises(AnnealingError, match="cannot be used"):
+            Profile.load(path)
+    fewer = dataclasses.replace(profile.settings, knots=profile.settings.knots[1:])
+    dataclasses.replace(profile, settings=fewer).save(path)
+    with pytest.raises(AnnealingError, match="contradict each other"):
+        Profile.load(path)
+
+
+def test_an_unwritable_place_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(AnnealingError, match="could not be written"):
+        measured("epsilon", count=1).save(tmp_path / "file" / "p.safetensors")
+
+
+def test_a_tabulated_function_is_met_between_its_knots_with_its_slope():
+    knots = chebyshev_knots(0.0, 4.0, 6)
+    values = torch.stack([torch.tensor(knots) ** 2 - torch.tensor(knots) + 3, torch.exp(-torch.tensor(knots) / 2)])
+    table = Tabulated(knots, values)
+    scale = torch.tensor([1.3, 2.7], requires_grad=True)
+    result = table(scale)
+    torch.testing.assert_close(result.detach(), torch.tensor([1.3**2 - 1.3 + 3, torch.tensor(-1.35).exp()]), rtol=1e-3, atol=0)
+    result.sum().backward()
+    torch.testing.assert_close(scale.grad, torch.tensor([1.6, -0.5 * torch.tensor(-1.35).exp()]), rtol=1e-2, atol=0)
+    torch.testing.assert_close(table(torch.tensor([knots[2]]), torch.tensor([1])), values[1, 2:3])

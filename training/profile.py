@@ -1,0 +1,179 @@
+"""The profile: all that the fit of a scale network must know about a model, and its file.
+
+With the two predictions of a noised picture given, the scale w is one number, and the training loss of the paper
+
+    (1 - lambda) mean((eps_w - eps)^2) + lambda mean(delta'^2)
+
+has a first term that is exactly quadratic in w and a second that is smooth in w: the first is kept as three coefficients,
+the second at a few knots. Flow models have velocities in the place of the noise. Needs no ComfyUI; `measure` fills it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from ..models import schedule
+from ..models.errors import AnnealingError
+from ..models.scale_model import Prediction
+from ..models.whole_file import write_whole
+from .knots import chebyshev_knots
+
+FORMAT = "annealing-profile/1"
+MIN_PICTURES, MIN_ENTRIES = 8, 64
+
+TrainingGrid = tuple[float, ...] | int
+
+
+@dataclass(frozen=True)
+class ProfileSettings:
+    """What decides the numbers of a profile.
+
+    training_grid: as in ScaleInfo: timesteps per step, or falling noise levels that end with 0.
+    samples: entries per picture, each at another step of the grid as long as there are enough, with its own noise.
+    knots: rising scales at which the second term is tabulated; the fitted scale stays between the first and the last.
+    perturb: whether the conditional embeddings are perturbed (CADS) for the first term, as the paper does.
+    """
+
+    training_grid: TrainingGrid
+    samples: int = 8
+    knots: tuple[float, ...] = chebyshev_knots(0.0, 4.0, 6)
+    perturb: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Entries:
+    """N rows of the table, float32 on the CPU: one picture at one step of the training grid with one noise.
+
+    picture: [N] int64; timestep: [N], the network's; gap_norm: [N], L2, in the network's units, for a latent of the
+    profile's reference_numel values; first: [N, 3], mean((eps_w - eps)^2) = first[0] + first[1] w + first[2] w^2;
+    second: [N, K], mean(delta'^2) after the null-renoised step with the scale of each knot.
+    """
+
+    picture: torch.Tensor
+    timestep: torch.Tensor
+    gap_norm: torch.Tensor
+    first: torch.Tensor
+    second: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.picture)
+
+    def __getitem__(self, rows: torch.Tensor) -> Entries:
+        return Entries(*(tensor[rows] for tensor in vars(self).values()))
+
+    @staticmethod
+    def joined(parts: list[Entries]) -> Entries:
+        return Entries(*(torch.cat(tensors) for tensors in zip(*(vars(part).values() for part in parts), strict=True)))
+
+    def finite(self) -> torch.Tensor:
+        """[N] bool: rows without NaN and infinity."""
+        numbers = torch.cat([self.gap_norm[:, None], self.first, self.second], dim=1)
+        return torch.isfinite(numbers).all(dim=1)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A table of entries, the kind of model it was measured on, and how.
+
+    reference_numel: values per latent to which the gap norms belong.
+    """
+
+    kind: Prediction
+    reference_numel: int
+    settings: ProfileSettings
+    entries: Entries
+
+    def require_usable(self) -> None:
+        """AnnealingError where no scale can be fitted to it, saying what is missing."""
+        entries, redo = self.entries, "Measure the profile again"
+        pictures, timesteps = len(entries.picture.unique()), len(entries.timestep.unique())
+        if pictures < MIN_PICTURES or len(entries) < MIN_ENTRIES:
+            raise AnnealingError(
+                f"The profile has {len(entries)} entries of {pictures} pictures, too few to fit a scale to and to check it on "
+                f"others. {redo} with more pictures: at least {MIN_PICTURES} and {MIN_ENTRIES} entries, better a few hundred."
+            )
+        if not entries.finite().all():
+            raise AnnealingError(
+                f"The profile holds NaN or infinity in {int((~entries.finite()).sum())} of its {len(entries)} entries: the model "
+                f"gave such predictions, often from half precision. {redo} with the model in another precision."
+            )
+        if timesteps < 2:
+            raise AnnealingError(
+                f"All entries of the profile are at timestep {entries.timestep[0]:g}, so the scale's course over a run cannot be "
+                f"learned. {redo} on a training grid with more steps."
+            )
+        if not entries.gap_norm.any():
+            raise AnnealingError(
+                "Every gap of the profile is zero: the positive and the negative prediction never differ, so no scale has any "
+                f"effect. {redo} with the pictures' captions as positive and an empty prompt as negative."
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as .safetensors; the file appears whole or not at all."""
+        path = Path(path)
+        facts = {"kind": self.kind, "reference_numel": self.reference_numel, "settings": asdict(self.settings)}
+        metadata = {"format": FORMAT} | {key: json.dumps(value) for key, value in facts.items()}
+        data = safetensors.torch.save({key: x.contiguous() for key, x in vars(self.entries).items()}, metadata=metadata)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, lambda file: file.write(data))
+        except OSError as error:
+            raise AnnealingError(f"{path} could not be written: {error}. Choose a folder that can be written to.") from error
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Profile:
+        """Read a profile; AnnealingError for every file that is none."""
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT}")
+            settings = _settings(json.loads(metadata["settings"]))
+            profile = Profile(json.loads(metadata["kind"]), json.loads(metadata["reference_numel"]), settings, Entries(**tensors))
+            profile._require_consistent()
+        except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise AnnealingError(
+                f"The profile {path} cannot be used: {error}. Measure it again, or choose another file."
+            ) from None
+        return profile
+
+    def _require_consistent(self) -> None:
+        n, entries = len(self.entries), self.entries
+        shapes = [tuple(x.shape) for x in vars(entries).values()]
+        if shapes != [(n,), (n,), (n,), (n, 3), (n, len(self.settings.knots))]:
+            raise ValueError(f"its tables contradict each other in size: {shapes}")
+        if entries.picture.dtype != torch.int64 or any(x.dtype != torch.float32 for x in list(vars(entries).values())[1:]):
+            raise ValueError("its tables hold other kinds of numbers than a profile's")
+        if self.kind not in ("epsilon", "velocity") or not isinstance(self.reference_numel, int) or self.reference_numel < 1:
+            raise ValueError(f"its kind {self.kind!r} or reference_numel {self.reference_numel!r} is not one of a profile")
+
+
+def _settings(values: dict) -> ProfileSettings:
+    grid = values["training_grid"]
+    values |= {"training_grid": grid if isinstance(grid, int) else tuple(grid), "knots": tuple(values["knots"])}
+    return ProfileSettings(**values)
+
+
+def steps_of_grid(kind: Prediction, grid: TrainingGrid) -> tuple[torch.Tensor, torch.Tensor]:
+    """(noise levels, next noise levels) of every step of a training grid but the last: [S] each, float64, descending.
+
+    The last step goes to noise level 0, where no second gap can be measured. AnnealingError where no step is left.
+    """
+    if not isinstance(grid, int):
+        levels = torch.tensor(grid[:-1], dtype=torch.float64)
+    elif kind == "velocity":
+        levels = torch.arange(schedule.TIMESTEPS // grid, 0, -1, dtype=torch.float64) * grid / schedule.TIMESTEPS
+    else:
+        levels = schedule.sigma_of_timestep(torch.arange(schedule.TIMESTEPS // grid - 1, -1, -1, dtype=torch.float64) * grid)
+    if len(levels) < 2:
+        raise AnnealingError(f"The training grid {grid} has fewer than two steps. Choose more steps: the paper's has 50.")
+    return levels[:-1], levels[1:]
