@@ -57,7 +57,7 @@ def test(options: argparse.Namespace) -> int:
 
 
 def use_one_thread() -> None:
-    """Models this small gain little from more threads, which wait for each other on a busy machine (measured: 15 times slower)."""
+    """Models this small gain little from more threads, which wait for each other on a busy machine: 15 times slower."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
