@@ -2,10 +2,10 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import guider, sampling, scale
+from . import guider, sampling, scale, shapes
 
 # One line per topic, in the order of the menu.
-NODES: list[type[io.ComfyNode]] = [*guider.NODES, *scale.NODES, *sampling.NODES]
+NODES: list[type[io.ComfyNode]] = [*guider.NODES, *scale.NODES, *sampling.NODES, *shapes.NODES]
 
 
 class AnnealingGuidance(ComfyExtension):
