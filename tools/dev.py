@@ -3,6 +3,7 @@
 
     python tools/dev.py demo     pictures with and without annealing guidance, made in a real ComfyUI
     python tools/dev.py test     all the tests, in the same ComfyUI
+    python tools/dev.py scale    trains the demo's bundled scales again: scale epsilon flow
 
 The first run installs Python packages and a ComfyUI into a cache folder outside the repository. `ANNEALING_CACHE` names another
 folder; `COMFYUI_PATH` uses an existing ComfyUI, with its own Python, and writes nothing into it.
@@ -53,12 +54,19 @@ def test(options: argparse.Namespace) -> int:
     host = prepare_host(packages=TEST_PACKAGES)
     use_one_thread()
     environment = {**host.environment(), "COMFYUI_PATH": str(host.comfyui)}
-    return run_attached([str(host.python), "-m", "pytest", *options.pytest_arguments], environment, folder=ROOT)
+    return run_attached([str(host.python), "-m", "pytest", *options.rest], environment, folder=ROOT)
 
 
 def use_one_thread() -> None:
     """Models this small gain little from more threads, which wait for each other on a busy machine: 15 times slower."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def scale(options: argparse.Namespace) -> int:
+    """Fit the demo's scale networks with the same ComfyUI; see training/shapes.py."""
+    host = prepare_host()
+    environment = {**host.environment(), "COMFYUI_PATH": str(host.comfyui)}
+    return run_attached([str(host.python), str(ROOT / "tools" / "train_scale.py"), *options.rest], environment)
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -72,10 +80,12 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     demo_parser.set_defaults(run=demo)
     test_parser = commands.add_parser("test", help="run all tests; further arguments go to pytest", add_help=False)
     test_parser.set_defaults(run=test)
+    scale_parser = commands.add_parser("scale", help="train the demo's bundled scales: epsilon, flow or both", add_help=False)
+    scale_parser.set_defaults(run=scale)
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command != "test":
+    if rest and options.command not in ("test", "scale"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    options.pytest_arguments = rest
+    options.rest = rest
     return options
 
 

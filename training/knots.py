@@ -16,9 +16,10 @@ def chebyshev_knots(low: float, high: float, count: int) -> tuple[float, ...]:
 
 
 class Tabulated:
-    """N functions of one scale each, differentiable. Within the knots' range only.
+    """N smooth functions of one scale each, differentiable. Within the knots' range only.
 
-    knots: [K], rising; values: [N, K], >= 0. The polynomial goes through the values themselves.
+    knots: [K], rising; values: [N, K]. The polynomial through the values; a logarithm or a root in between serves where a
+    function falls by orders of magnitude, but fails where one comes near zero, and with 8 knots it is not needed.
     """
 
     def __init__(self, knots: tuple[float, ...], values: torch.Tensor):

@@ -43,7 +43,7 @@ class ProfileSettings:
 
     training_grid: TrainingGrid
     samples: int = 8
-    knots: tuple[float, ...] = chebyshev_knots(0.0, 4.0, 6)
+    knots: tuple[float, ...] = chebyshev_knots(0.0, 4.0, 8)
     perturb: bool = True
     seed: int = 0
 

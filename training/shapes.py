@@ -1,0 +1,110 @@
+"""Makes the scale networks that are bundled for the Shapes demo: `python tools/dev.py scale epsilon flow`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+
+from ..guidance import paper_schedule
+from ..models.scale_file import save_scale
+from ..models.scale_network import ScaleNetwork
+from ..shapes import scenes
+from ..shapes.loader import ENLARGE, VARIANTS, load_shapes
+from .fit import Check, FitSettings, fit
+from .measure import measure
+from .profile import Profile, ProfileSettings, TrainingGrid
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "models" / "weights"
+PAPER_STEP = 20  # timesteps: 50 steps
+FLOW_STEPS = 28  # what flow models of SD3's kind are usually sampled with
+PICTURES, SAMPLES = 512, 4
+SHOWN_LAMBDAS = (0.0, 0.4, 0.8)
+
+
+def training_grid(variant: str, model_sampling: torch.nn.Module) -> TrainingGrid:
+    """epsilon: the paper's. flow: evenly spaced times through the model's own shift, as the Paper Schedule node gives them."""
+    return PAPER_STEP if variant == "epsilon" else tuple(paper_schedule.sigmas(model_sampling, FLOW_STEPS).tolist())
+
+
+def training_pictures(clip, vae, count: int, seed: int) -> tuple[list[torch.Tensor], list[list]]:
+    """Latents [4, 16, 16] and the captions' conditionings of pictures that the renderer draws, held-out scenes left out."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers, _ = scenes.scene_split()
+    drawn = scenes.place(numbers[torch.randint(len(numbers), (count,), generator=generator)], generator)
+    pictures = scenes.render(drawn).repeat_interleave(ENLARGE, 2).repeat_interleave(ENLARGE, 3).movedim(1, -1)
+    said = [scenes.caption(drawn, i, swapped=bool(torch.rand((), generator=generator) < 0.5)) for i in range(count)]
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(part) for part in pictures.split(64)])
+        return list(latents), [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in said]
+
+
+def measure_shapes(variant: str, pictures: int, seed: int = 0) -> Profile:
+    """The profile of a Shapes model. The negative is the empty prompt, which is zeros."""
+    model, clip, vae = load_shapes(variant)
+    latents, captions = training_pictures(clip, vae, pictures, seed)
+    settings = ProfileSettings(training_grid(variant, model.get_model_object("model_sampling")), samples=SAMPLES, seed=seed)
+    negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    began = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        if done % 16 == 0 or done == total:
+            pace = (time.monotonic() - began) / done
+            print(f"\r{variant}: {done}/{total} pictures, {pace * (total - done):.0f} s left ", end="", flush=True)
+
+    profile = measure(model, latents, captions, negative, settings, progress=progress)
+    print(f"\r{variant}: {len(profile.entries)} entries of {pictures} pictures in {time.monotonic() - began:.0f} s", flush=True)
+    return profile
+
+
+def fit_shapes(variant: str, profile: Profile, settings: FitSettings, folder: Path) -> None:
+    """Fit, write `shapes_<variant>.safetensors` into the folder, and print what came out."""
+    began = time.monotonic()
+
+    def progress(step: int, steps: int, history: list[Check]) -> None:
+        print(f"\r{variant}: step {step}/{steps}, held-out loss {history[-1].held_out_loss:.6f} ", end="", flush=True)
+
+    result = fit(
+        profile,
+        settings,
+        name=f"shapes_{variant}",
+        trained_on=f"Shapes demo model, {variant} variant, on pictures of its own renderer",
+        source="bundled with Annealing Guidance",
+        licence="Apache-2.0",
+        progress=progress,
+    )
+    path = folder / f"{result.network.info.name}.safetensors"
+    save_scale(result.network, path)
+    print(f"\r{variant}: fitted in {time.monotonic() - began:.0f} s, {path}")
+    print(f"  held-out loss {result.held_out_loss:.6f}; the best constant scale for each lambda {result.constant_loss:.6f}")
+    print_scales(result.network, profile)
+
+
+def print_scales(network: ScaleNetwork, profile: Profile, bands: int = 10) -> None:
+    """The fitted scale over a run for a few lambdas, each at the median gap of its band of timesteps."""
+    entries = profile.entries
+    print("  timestep  gap norm   " + "  ".join(f"lambda {value:.1f}" for value in SHOWN_LAMBDAS))
+    for rows in entries.timestep.argsort(descending=True).tensor_split(bands):
+        timestep, norm = entries.timestep[rows].median(), entries.gap_norm[rows].median()
+        scales = [float(network(timestep[None], norm[None], value)) for value in SHOWN_LAMBDAS]
+        print(f"  {timestep:8.0f}  {norm:8.2f}   " + "  ".join(f"{scale:10.3f}" for scale in scales))
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="dev.py scale", description=__doc__)
+    parser.add_argument("variants", nargs="+", choices=VARIANTS)
+    parser.add_argument("--pictures", type=int, default=PICTURES, help=f"training pictures ({PICTURES})")
+    parser.add_argument("--output", type=Path, default=WEIGHTS, help="folder for the scale files (models/weights)")
+    parser.add_argument("--profiles", type=Path, help="folder for the profiles: one that is there is not measured again")
+    options = parser.parse_args(arguments)
+    for variant in options.variants:
+        file = options.profiles / f"shapes_{variant}.profile.safetensors" if options.profiles else None
+        if file and file.exists():
+            profile = Profile.load(file)
+        else:
+            profile = measure_shapes(variant, options.pictures)
+            if file:
+                profile.save(file)
+        fit_shapes(variant, profile, FitSettings(), options.output)
