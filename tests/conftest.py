@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-import real_comfyui
 from devkit.cache import cache_folder
 from devkit.environment import Host
+from devkit.in_process import import_comfyui, import_pack
 from devkit.server import Server, base_folder
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
-PACK = "annealing_guidance_pack"
 
 # A deadline per example would fail at random on a machine that is busy with something else.
 settings.register_profile("pack", deadline=None)
 settings.load_profile("pack")
 
-COMFYUI = real_comfyui.comfyui_path()
-if COMFYUI is None:
+COMFYUI = Path(os.environ["COMFYUI_PATH"]).resolve() if os.environ.get("COMFYUI_PATH") else None
+if COMFYUI:
+    import_comfyui(COMFYUI, cpu=True)
+else:
     # These folders test code that imports ComfyUI. `python tools/dev.py test` always provides one.
     collect_ignore = ["guidance", "nodes", "shapes", "training"]
-
-
-def _import_pack() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[PACK] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-if COMFYUI is not None:
-    real_comfyui.load(COMFYUI)
-_import_pack()
+import_pack(ROOT)
 
 
 def pytest_report_header() -> str:

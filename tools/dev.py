@@ -65,6 +65,7 @@ def use_one_thread() -> None:
 def scale(options: argparse.Namespace) -> int:
     """Fit the demo's scale networks with the same ComfyUI; see training/shapes.py."""
     host = prepare_host()
+    use_one_thread()
     environment = {**host.environment(), "COMFYUI_PATH": str(host.comfyui)}
     return run_attached([str(host.python), str(ROOT / "tools" / "train_scale.py"), *options.rest], environment)
 

@@ -1,0 +1,46 @@
+"""ComfyUI and the pack inside the running process, without a server: for tests and training. Needs ComfyUI's own Python."""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import importlib.util
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType
+
+from .torchvision_shim import define_missing_operators
+
+PACK = "annealing_guidance_pack"
+
+
+def import_comfyui(folder: Path, cpu: bool) -> None:
+    """Make `import comfy...` work, in any order, as ComfyUI's own start does.
+
+    ComfyUI reads its arguments when `comfy.cli_args` is first imported, so they are set for just that import.
+    Its models, outputs and settings go to a temporary folder: nothing is written into the ComfyUI that is used.
+    """
+    scratch = tempfile.mkdtemp(prefix="annealing-guidance-")
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    define_missing_operators()
+    sys.path.insert(0, str(folder))
+    own_arguments = sys.argv
+    sys.argv = ["main.py", "--base-directory", scratch, "--database-url", "sqlite:///:memory:", *(["--cpu"] if cpu else [])]
+    try:
+        importlib.import_module("comfy.options").enable_args_parsing()
+        importlib.import_module("comfy.cli_args")
+    finally:
+        sys.argv = own_arguments
+    # ComfyUI's `nodes` puts `comfy/`, which has a `utils.py`, first on the path: the package `utils` must be there before.
+    importlib.import_module("utils.extra_config")
+
+
+def import_pack(root: Path) -> ModuleType:
+    """The repository's root as the package `annealing_guidance_pack`: by path, as ComfyUI imports it."""
+    spec = importlib.util.spec_from_file_location(PACK, root / "__init__.py", submodule_search_locations=[str(root)])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[PACK] = module
+    spec.loader.exec_module(module)
+    return module
