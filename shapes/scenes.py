@@ -45,7 +45,7 @@ class Scenes:
     def __len__(self) -> int:
         return len(self.axis)
 
-    def __getitem__(self, index) -> "Scenes":
+    def __getitem__(self, index) -> Scenes:
         return Scenes(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
@@ -79,11 +79,13 @@ def place(numbers: torch.Tensor, generator: torch.Generator) -> Scenes:
 
 def caption(scene: Scenes, index: int, swapped: bool = False) -> str:
     """The scene in words; swapped names the second object first ("B right of A"), which is the same picture."""
+
+    def name(i: int) -> str:
+        colour = list(COLOURS)[scene.colour[index, i]]
+        return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {SHAPES[scene.shape[index, i]]}"
+
     first, second = (1, 0) if swapped else (0, 1)
-    colours = [list(COLOURS)[scene.colour[index, i]] for i in (first, second)]
-    articles = ["an" if colour[0] in "aeiou" else "a" for colour in colours]
-    names = [f"{a} {c} {SHAPES[scene.shape[index, i]]}" for a, c, i in zip(articles, colours, (first, second))]
-    return f"{names[0]} {AXES[scene.axis[index]][int(swapped)]} {names[1]}"
+    return f"{name(first)} {AXES[scene.axis[index]][int(swapped)]} {name(second)}"
 
 
 def held_out_prompts() -> tuple[list[str], torch.Tensor]:

@@ -1,8 +1,8 @@
 """Trains the Shapes demo model from its seed, without any data but what the renderer draws.
 
-    python -m shapes.train text autoencoder judge flow epsilon
+    python tools/dev.py train text autoencoder judge flow epsilon
 
-in the repository's folder. Every part writes `shapes/weights/<part>.safetensors` when it is done and keeps its state in
+Every part writes `shapes/weights/<part>.safetensors` when it is done and keeps its state in
 `--state` meanwhile: the same command goes on where it was stopped. `--device cuda` trains on a GPU.
 """
 
@@ -24,7 +24,7 @@ from .autoencoder import AutoEncoder
 from .files import load_part, load_weights, save_weights
 from .judge import Judge
 from .network import ShapesTransformer
-from .scenes import COLOURS, N_OBJECTS, N_SCENES, SHAPES, Scenes, caption, place, render, scene_number, scene_split
+from .scenes import N_OBJECTS, N_SCENES, SHAPES, Scenes, caption, place, render, scene_number, scene_split
 
 SEED = 20251122
 STEPS = {"text": 1500, "autoencoder": 2000, "judge": 2500, "flow": 6000, "epsilon": 1500}
@@ -220,8 +220,10 @@ def train(name: str, steps: int, device: torch.device, state_folder: Path) -> No
         optimizer.step()
         decay = min(0.9985, (1 + step) / (10 + step))
         with torch.no_grad():
-            for slow, fast in zip(average.state_dict().values(), part.module.state_dict().values()):
-                slow.lerp_(fast, 1 - decay) if slow.is_floating_point() else slow.copy_(fast)
+            averaged = average.state_dict()
+            for key, latest in part.module.state_dict().items():
+                mean = averaged[key]
+                mean.lerp_(latest, 1 - decay) if mean.is_floating_point() else mean.copy_(latest)
         step += 1
         if step % 100 == 0 or step == steps:
             running = loss.item() if math.isnan(running) else 0.9 * running + 0.1 * loss.item()
@@ -235,11 +237,12 @@ def train(name: str, steps: int, device: torch.device, state_folder: Path) -> No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="dev.py train", description=__doc__, formatter_class=layout)
     parser.add_argument("parts", nargs="+", choices=list(PARTS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
-    parser.add_argument("--state", type=Path, default=Path(".shapes-training"), help="where unfinished training is kept")
+    parser.add_argument("--state", type=Path, default=Path("runs/shapes"), help="where unfinished training is kept")
     parser.add_argument("--steps", type=int, help="instead of each part's own number")
     args = parser.parse_args()
     if args.threads:

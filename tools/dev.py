@@ -3,7 +3,9 @@
 
     python tools/dev.py demo     pictures with and without annealing guidance, made in a real ComfyUI
     python tools/dev.py test     all the tests, in the same ComfyUI
-    python tools/dev.py scale    trains the demo's bundled scales again: scale epsilon flow
+    python tools/dev.py bench    one of the benchmarks: bench prompt_following
+    python tools/dev.py train    trains the demo model again: train text autoencoder judge flow epsilon
+    python tools/dev.py scale    fits the demo's bundled scales again: scale epsilon flow
 
 The first run installs Python packages and a ComfyUI into a cache folder outside the repository. `ANNEALING_CACHE` names another
 folder; `COMFYUI_PATH` uses an existing ComfyUI, with its own Python, and writes nothing into it.
@@ -62,12 +64,30 @@ def use_one_thread() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def bench(options: argparse.Namespace) -> int:
+    """Run `benchmarks/<name>.py` with the same ComfyUI."""
+    names = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+    name, *arguments = options.rest or [""]
+    if name not in names:
+        raise SetupError(f"there is no benchmark {name!r}: choose one of {', '.join(names)}")
+    return run_in_host(str(ROOT / "benchmarks" / f"{name}.py"), *arguments)
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train parts of the demo model; see shapes/train.py."""
+    return run_in_host("-m", "shapes.train", *options.rest)
+
+
 def scale(options: argparse.Namespace) -> int:
     """Fit the demo's scale networks with the same ComfyUI; see training/shapes.py."""
+    return run_in_host(str(ROOT / "tools" / "train_scale.py"), *options.rest)
+
+
+def run_in_host(*arguments: str) -> int:
+    """Run ComfyUI's own Python in the repository's folder, with COMFYUI_PATH set."""
     host = prepare_host()
-    use_one_thread()
     environment = {**host.environment(), "COMFYUI_PATH": str(host.comfyui)}
-    return run_attached([str(host.python), str(ROOT / "tools" / "train_scale.py"), *options.rest], environment)
+    return run_attached([str(host.python), *arguments], environment, folder=ROOT)
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -81,10 +101,14 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     demo_parser.set_defaults(run=demo)
     test_parser = commands.add_parser("test", help="run all tests; further arguments go to pytest", add_help=False)
     test_parser.set_defaults(run=test)
-    scale_parser = commands.add_parser("scale", help="train the demo's bundled scales: epsilon, flow or both", add_help=False)
-    scale_parser.set_defaults(run=scale)
+    for command, run, text in (
+        ("bench", bench, "run one of the benchmarks"),
+        ("train", train, "train the demo model again, or parts of it"),
+        ("scale", scale, "fit the demo's bundled scales again: epsilon, flow or both"),
+    ):
+        commands.add_parser(command, help=text, add_help=False).set_defaults(run=run)
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command not in ("test", "scale"):
+    if rest and options.command == "demo":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.rest = rest
     return options
