@@ -82,6 +82,7 @@ def fit_shapes(variant: str, profile: Profile, settings: FitSettings, folder: Pa
     print_scales(result.network, profile)
 
 
+@torch.no_grad()
 def print_scales(network: ScaleNetwork, profile: Profile, bands: int = 10) -> None:
     """The fitted scale over a run for a few lambdas, each at the median gap of its band of timesteps."""
     entries = profile.entries

@@ -1,0 +1,89 @@
+"""The profile and the fit on the Shapes models themselves, and the scales that are bundled for them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from annealing_guidance_pack.models.scale_file import load_scale
+from annealing_guidance_pack.training import shapes
+from annealing_guidance_pack.training.fit import FitSettings
+from annealing_guidance_pack.training.knots import Tabulated
+from annealing_guidance_pack.training.measure import measure
+from annealing_guidance_pack.training.profile import Profile
+
+ROOT = Path(__file__).resolve().parents[2]
+PICTURES = 16
+RANDOM_SCALES = tuple((4.0 * torch.rand(4, generator=torch.Generator().manual_seed(3))).sort().values.tolist())
+
+
+@pytest.fixture(scope="module", params=["epsilon", "flow"])
+def variant(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def profile(variant) -> Profile:
+    return shapes.measure_shapes(variant, PICTURES)
+
+
+def test_the_tabulated_second_term_is_the_model_s_own_at_random_scales(variant, profile):
+    model, clip, vae = shapes.load_shapes(variant)
+    latents, captions = shapes.training_pictures(clip, vae, PICTURES, seed=0)
+    empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    evaluated = measure(model, latents, captions, empty, dataclasses.replace(profile.settings, knots=RANDOM_SCALES))
+    assert torch.equal(evaluated.entries.first, profile.entries.first)
+    table = Tabulated(profile.settings.knots, profile.entries.second)
+    scales = torch.tensor(RANDOM_SCALES).expand(len(profile.entries), -1)
+    tabulated = torch.stack([table(column) for column in scales.unbind(1)], dim=1)
+    errors = ((tabulated - evaluated.entries.second).abs() / evaluated.entries.second).flatten()
+    assert errors.median() < 0.01
+    assert errors.quantile(0.95) < 0.05
+
+
+def test_the_command_writes_a_scale_that_lambda_moves(variant, profile, tmp_path, capsys):
+    quick = FitSettings(steps=200, batch_size=256, hidden_width=32, depth=1)
+    shapes.fit_shapes(variant, profile, quick, tmp_path)
+    scale = load_scale(tmp_path / f"shapes_{variant}.safetensors")
+    at = profile.entries.timestep, profile.entries.gap_norm
+    assert scale(*at, 0.0).mean() < scale(*at, 0.8).mean()
+    assert "lambda 0.4" in capsys.readouterr().out
+
+
+def test_the_bundled_scale_belongs_to_the_model(variant):
+    model, _, _ = shapes.load_shapes(variant)
+    info = load_scale(shapes.WEIGHTS / model.model.model_config.annealing_scale).info
+    assert info.prediction == {"epsilon": "epsilon", "flow": "velocity"}[variant]
+    assert info.reference_numel == 4 * 16 * 16
+    grid = shapes.training_grid(variant, model.get_model_object("model_sampling"))
+    assert info.training_grid == pytest.approx(grid)
+    assert info.licence == "Apache-2.0"
+
+
+def test_profiles_that_are_there_are_not_measured_again(variant, profile, tmp_path, monkeypatch, capsys):
+    profile.save(tmp_path / f"shapes_{variant}.profile.safetensors")
+    monkeypatch.setattr(shapes, "measure_shapes", None)
+    monkeypatch.setattr(shapes, "FitSettings", lambda: FitSettings(steps=10, hidden_width=8, depth=0))
+    shapes.main([variant, "--profiles", str(tmp_path), "--output", str(tmp_path)])
+    assert (tmp_path / f"shapes_{variant}.safetensors").is_file()
+
+
+def test_training_pictures_are_the_same_for_a_seed():
+    _, clip, vae = shapes.load_shapes("flow")
+    (one, said), (again, said_again) = (shapes.training_pictures(clip, vae, 4, seed=1) for _ in range(2))
+    assert all(map(torch.equal, one, again)) and one[0].shape == (4, 16, 16)
+    assert all(torch.equal(a[0][0], b[0][0]) for a, b in zip(said, said_again, strict=True))
+
+
+def test_the_command_tells_a_user_s_mistake_in_one_sentence(comfyui, tmp_path):
+    (tmp_path / "shapes_flow.profile.safetensors").write_bytes(b"cut off")
+    command = [sys.executable, str(ROOT / "tools" / "train_scale.py"), "flow", "--profiles", str(tmp_path)]
+    environment = {**os.environ, "COMFYUI_PATH": str(comfyui)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "dev.py scale: The profile" in done.stderr and "Traceback" not in done.stderr
