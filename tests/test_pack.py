@@ -24,3 +24,8 @@ def test_the_entry_point_lists_every_node_once(comfyui):
     extension = asyncio.run(pack.comfy_entrypoint())
     identifiers = [node.GET_SCHEMA().node_id for node in asyncio.run(extension.get_node_list())]
     assert len(identifiers) == len(set(identifiers))
+
+
+def test_the_code_keeps_to_the_projects_style_and_the_registrys_rules():
+    checked = subprocess.run([sys.executable, "-m", "ruff", "check", str(ROOT)], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout

@@ -76,11 +76,11 @@ async def _follow(events: aiohttp.ClientWebSocketResponse, prompt: str, on_progr
 async def _pictures(session: aiohttp.ClientSession, prompt: str) -> dict[str, list[bytes]]:
     async with session.get(f"/history/{prompt}") as response:
         outputs = (await response.json())[prompt]["outputs"]
-    return {
-        node: [await _picture(session, reference) for reference in output["images"]]
-        for node, output in outputs.items()
-        if "images" in output
-    }
+    pictures = {}
+    for node, output in outputs.items():
+        if "images" in output:
+            pictures[node] = [await _picture(session, reference) for reference in output["images"]]
+    return pictures
 
 
 async def _picture(session: aiohttp.ClientSession, reference: dict[str, str]) -> bytes:
