@@ -103,6 +103,7 @@ class ShapesClip(nn.Module, comfy.sd1_clip.ClipTokenWeightEncoder):
     """The text encoder with core's way of weighting words; it has no pooled output, as the model needs none."""
 
     dtypes = {torch.float32}
+    disable_offload = True  # newer hosts: keep it whole on its device, it is tiny and has plain layers
     special_tokens = {"pad": text.PAD}
 
     def __init__(self, device=None, **kwargs) -> None:
