@@ -17,7 +17,8 @@ def default_scale_name(model_patcher) -> str:
     made from it have the authors' network. AnnealingError for every other model, saying what to do.
     """
     model = model_patcher.model
-    if own := getattr(model.model_config, "annealing_scale", None):
+    # Not by getattr: ComfyUI's configurations answer every unknown name, with a warning in the log.
+    if own := vars(model.model_config).get("annealing_scale"):
         return own
     # By the patcher, so that an SDXL turned into a flow model by a ModelSampling node isn't taken for one of epsilon kind.
     model_sampling = model_patcher.get_model_object("model_sampling")
