@@ -36,7 +36,7 @@ class FitSettings:
     gap_divisor: float | Literal["p95"] = "p95"
     hidden_width: int = 128
     depth: int = 3
-    steps: int = 3000
+    steps: int = 2000
     batch_size: int = 1024
     learning_rate: float = 1e-3
     weight_decay: float = 0.01

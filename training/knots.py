@@ -1,4 +1,14 @@
-"""A smooth function of the scale, tabulated at a few knots: Chebyshev's points, and the polynomial through them."""
+"""A smooth function of the scale, tabulated at a few knots.
+
+Everything happens in u = log(1 + scale): the gap after a step falls steeply at small scales and hardly moves at large ones.
+There the knots are Chebyshev's points, between which the polynomial through them is near the best one of its degree.
+
+Chosen by measurement, as the relative error at random scales of 0 to 4 (95th percentile; the median is below 0.01%):
+8 to 10 knots in the scale or in log(c + scale); a polynomial or a cubic spline through the values, or through their
+logarithms. On the Shapes models and on closed-form ones whose gap passes near zero, worst of the four: polynomial in the
+scale, 8 knots 9.6%; in log(1 + scale), 8 knots 3.4%, 9 knots 3.0%. A spline is no better, and logarithms of the values fail
+near zero (up to 20%).
+"""
 
 from __future__ import annotations
 
@@ -7,19 +17,17 @@ import math
 import torch
 
 
-def chebyshev_knots(low: float, high: float, count: int) -> tuple[float, ...]:
-    """`count` >= 2 scales from low to high, both included, denser towards the ends: the extrema of a Chebyshev polynomial.
-
-    At evenly spaced knots a polynomial oscillates near the ends; at these it is near the best one of its degree.
-    """
-    return tuple(low + (high - low) * (0.5 - 0.5 * math.cos(math.pi * k / (count - 1))) for k in range(count))
+def spread_knots(low: float, high: float, count: int) -> tuple[float, ...]:
+    """`count` >= 2 scales from low > -1 to high, both included: the extrema of a Chebyshev polynomial in log(1 + scale)."""
+    start, end = math.log1p(low), math.log1p(high)
+    inner = (start + (end - start) * (0.5 - 0.5 * math.cos(math.pi * k / (count - 1))) for k in range(1, count - 1))
+    return (low, *map(math.expm1, inner), high)
 
 
 class Tabulated:
     """N smooth functions of one scale each, differentiable. Within the knots' range only.
 
-    knots: [K], rising; values: [N, K]. The polynomial through the values; a logarithm or a root in between serves where a
-    function falls by orders of magnitude, but fails where one comes near zero, and with 8 knots it is not needed.
+    knots: [K], rising, above -1; values: [N, K].
     """
 
     def __init__(self, knots: tuple[float, ...], values: torch.Tensor):
@@ -33,8 +41,9 @@ class Tabulated:
         return (self._basis(scale, coefficients.shape[1]) * coefficients).sum(dim=1)
 
     def _basis(self, scale: torch.Tensor, count: int) -> torch.Tensor:
-        """Chebyshev polynomials T_0 .. T_{count-1} of the scale, mapped to -1..1: [B, count]."""
-        u = (2.0 * scale - self.low - self.high) / (self.high - self.low)
+        """Chebyshev polynomials T_0 .. T_{count-1} of log(1 + scale), mapped to -1..1: [B, count]."""
+        start, end = math.log1p(self.low), math.log1p(self.high)
+        u = (2.0 * torch.log1p(scale) - start - end) / (end - start)
         polynomials = [torch.ones_like(u), u]
         while len(polynomials) < count:
             polynomials.append(2.0 * u * polynomials[-1] - polynomials[-2])

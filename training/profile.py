@@ -23,7 +23,7 @@ from ..models import schedule
 from ..models.errors import AnnealingError
 from ..models.scale_model import Prediction
 from ..models.whole_file import write_whole
-from .knots import chebyshev_knots
+from .knots import spread_knots
 
 FORMAT = "annealing-profile/1"
 MIN_PICTURES, MIN_ENTRIES = 8, 64
@@ -37,13 +37,13 @@ class ProfileSettings:
 
     training_grid: as in ScaleInfo: timesteps per step, or falling noise levels that end with 0.
     samples: entries per picture, each at another step of the grid as long as there are enough, with its own noise.
-    knots: rising scales at which the second term is tabulated; the fitted scale stays between the first and the last.
+    knots: rising scales, above -1, at which the second term is tabulated; the fitted scale stays between the first and the last.
     perturb: whether the conditional embeddings are perturbed (CADS) for the first term, as the paper does.
     """
 
     training_grid: TrainingGrid
     samples: int = 8
-    knots: tuple[float, ...] = chebyshev_knots(0.0, 4.0, 8)
+    knots: tuple[float, ...] = spread_knots(0.0, 4.0, 9)
     perturb: bool = True
     seed: int = 0
 

@@ -10,7 +10,7 @@ import two_points
 from annealing_guidance_pack.models import schedule
 from annealing_guidance_pack.models.errors import AnnealingError
 from annealing_guidance_pack.models.scale_model import ScaleInfo
-from annealing_guidance_pack.training.knots import Tabulated, chebyshev_knots
+from annealing_guidance_pack.training.knots import Tabulated, spread_knots
 from annealing_guidance_pack.training.measure import measure
 from annealing_guidance_pack.training.profile import Profile, ProfileSettings, steps_of_grid
 from closed_form import conditioning
@@ -248,7 +248,7 @@ def test_an_unwritable_place_is_told(tmp_path):
 
 
 def test_a_tabulated_function_is_met_between_its_knots_with_its_slope():
-    knots = chebyshev_knots(0.0, 4.0, 8)
+    knots = spread_knots(0.0, 4.0, 9)
     at = torch.tensor(knots)
     values = torch.stack([at**2 - at + 3, torch.exp(-at / 2)])
     table = Tabulated(knots, values)
