@@ -13,6 +13,14 @@ from .sampler import sample_null_renoising
 Renoise = Literal["auto", "null", "folded"]
 CHOICES: tuple[Renoise, ...] = get_args(Renoise)
 
+# ComfyUI's solvers that evaluate the model more than once per step, by the beginning of their names.
+SEVERAL_CALLS = ("heun", "dpm_2", "dpm_fast", "dpm_adaptive", "dpmpp_2s", "dpmpp_sde", "seeds")
+
+
+def calls_several_times(sampler) -> bool:
+    """Whether the sampler calls the model several times per step. Unknown samplers count as calling it once."""
+    return sampler_name(sampler).startswith(SEVERAL_CALLS)
+
 
 def unconditional_share(sampler) -> float:
     """How much of the unconditional prediction a sampler renoises with: 1 for null renoising (CFG++), 0 for the ordinary step.

@@ -48,6 +48,7 @@ class GuidedRun:
         units.require_match(guidance.scale_model.info, self.model_sampling)
         self.kind = units.prediction_kind(self.model_sampling)
         self.folded = renoising.is_folded(guidance.renoise, sampler)
+        self.several_calls = renoising.calls_several_times(sampler)
         if advice := renoising.advice(self.folded, sampler, self.model_sampling):
             logger.warning("Annealing guidance: %s", advice)
         trace.begin(guidance.scale_model.info.name, guidance.guidance_lambda, self.folded)
@@ -68,9 +69,10 @@ class GuidedRun:
             scale = self.guidance.scale_model(timestep, norm, self.guidance.guidance_lambda)
 
         k_train = folding.folding_factor(self.kind, level, schedule.next_on_training_grid(level, info, self.kind))
-        used = folding.used_scale(
-            scale, self._own_factor(sigma, model_options, k_train), k_train, self.folded, self.guidance.match_training_steps
-        )
+        k_own = self._own_factor(sigma, model_options, k_train)
+        used = folding.used_scale(scale, k_own, k_train, self.folded, self.guidance.match_training_steps)
+        if self.guidance.match_training_steps:
+            used = used * folding.saturation(self.kind, scale, level, k_own, k_train, self.several_calls)
         return GuidedCall(sigma.float(), timestep, norm, scale, used, torch.zeros_like(scale))
 
     def _own_factor(self, sigma: torch.Tensor, model_options: dict, k_train: torch.Tensor) -> torch.Tensor:

@@ -13,30 +13,37 @@ GRID = 20  # timesteps per training step, out of 1000
 
 
 def reference(data, s_values, scale_model, k_of):
-    """z' = (1-s') x0 + s' eps_u with v_w = v_u + w (v_c - v_u), all in velocities. k_of(s, s'): a factor on w."""
+    """z' = (1-s') x0 + s' eps_u with v_w = v_u + w (v_c - v_u), all in velocities. k_of(s, s', w): a factor on w."""
     z, means = data.initial_noise.clone(), data.means
     for s, s_next in zip(s_values[:-1], s_values[1:], strict=True):
         v_c = (z - flow_denoised(z, s, means, data.std_cond)) / s
         v_u = (z - flow_denoised(z, s, torch.zeros_like(means), data.std_uncond)) / s
         gap = v_c - v_u
-        w = scale_model((1000 * s).expand(len(z)), gap.flatten(1).norm(dim=1), data.lambdas.double()) * k_of(s, s_next)
+        w = scale_model((1000 * s).expand(len(z)), gap.flatten(1).norm(dim=1), data.lambdas.double())
+        w = w * k_of(s, s_next, w)
         v_w = v_u + w.view(-1, 1, 1, 1) * gap
         x0, eps_u = z - s * v_w, z + (1 - s) * v_u
         z = (1 - s_next) * x0 + s_next * eps_u
     return z
 
 
-def paper(s, s_next):
+def paper(s, s_next, w):
     return 1.0
 
 
-def matched(s, s_next):
-    """What makes a step of another size as strong as the training grid's step: w_cfg of the one over that of the other."""
+def matched(s, s_next, w):
+    """What makes a step of another size as strong as the training grid's step: w_cfg of the one over that of the other,
+    and what goes beyond one training step saturates."""
 
     def w_cfg(following):
         return (1 - following) / (1 - following / s)
 
-    return w_cfg((s - GRID / 1000).clamp(min=0)) / w_cfg(s_next)
+    steps = w_cfg((s - GRID / 1000).clamp(min=0)) / w_cfg(s_next)
+    if steps <= 1:
+        return steps
+    a = (1 - s) ** 2
+    response = 2 * s**2 * a / ((a + s**2) * (a + 3 * s**2))  # of data with variance 1 without, 1/3 with the caption
+    return 1 + (steps - 1) / (1 + 2 * (steps - 1) * w * response)
 
 
 def even_times(steps, shift=1.0):

@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from annealing_guidance_pack.guidance.folding import folding_factor, next_own_sigma, used_scale
+from annealing_guidance_pack.guidance.folding import (
+    LARGEST_EXCESS,
+    folding_factor,
+    gap_response,
+    next_own_sigma,
+    saturation,
+    used_scale,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,3 +76,54 @@ def test_a_sigma_that_came_through_logarithms_is_still_the_same_sigma():
 def test_each_sample_has_its_own_next_sigma_in_any_order_of_the_schedule():
     found = next_own_sigma(torch.tensor([14.6, 1.0]), SCHEDULE.flip(0))
     torch.testing.assert_close(found, torch.tensor([7.0, 0.0]))
+
+
+def one(value):
+    return torch.tensor([value], dtype=torch.float64)
+
+
+kinds = pytest.mark.parametrize("kind", ["epsilon", "velocity"])
+calls = pytest.mark.parametrize("several_calls", [False, True])
+levels, scales = st.floats(0.01, 0.99), st.floats(-2, 8)
+
+
+@given(level=levels, w=scales, k_train=st.floats(1, 20), more=st.floats(1, 50))
+@kinds
+@calls
+def test_steps_up_to_the_trainings_size_are_left_as_they_are(kind, several_calls, level, w, k_train, more):
+    assert saturation(kind, one(w), one(level), one(k_train * more), one(k_train), several_calls) == 1
+
+
+@given(level=levels, w=scales, steps=st.floats(1, 200), more=st.floats(1.01, 10))
+@kinds
+@calls
+def test_larger_steps_pull_more_but_never_by_more_than_the_bound(kind, several_calls, level, w, steps, more):
+    response, w = gap_response(kind, one(level)), one(w)
+
+    def pull(n):  # the share of the gap that the step takes
+        return w.abs() * response * n * saturation(kind, w, one(level), one(1.0), one(n), several_calls)
+
+    assert pull(steps) <= pull(steps * more) + 1e-12
+    assert pull(steps * more) <= w.abs() * response + LARGEST_EXCESS + 1e-12
+    assert 0 < saturation(kind, w, one(level), one(1.0), one(steps), several_calls) <= 1
+
+
+@given(s=st.floats(0.05, 0.95))
+def test_the_gaps_response_is_that_of_gaussian_data_in_either_form(s):
+    sigma2 = (s / (1 - s)) ** 2
+    expected = 1 / (1 + sigma2) - (1 / 3) / (1 / 3 + sigma2)
+    torch.testing.assert_close(gap_response("epsilon", one(s / (1 - s))), one(expected))
+    torch.testing.assert_close(gap_response("velocity", one(s)), one(expected))
+
+
+@kinds
+def test_the_gap_does_not_respond_where_nothing_or_everything_is_known(kind):
+    ends = torch.tensor([0.0, 1.0 if kind == "velocity" else float("inf")])
+    torch.testing.assert_close(gap_response(kind, ends), torch.zeros(2))
+
+
+def test_one_large_step_stays_near_the_training_steps_that_it_spans():
+    """Ten training steps at sigma 0.8 leave (1 - p)^10 of the gap; unsaturated, the one step would overshoot to -1.7."""
+    p = gap_response("epsilon", one(0.8))
+    left = 1 - 10 * p * saturation("epsilon", one(1.0), one(0.8), one(1.0), one(10.0))
+    assert (left - (1 - p) ** 10).abs() < 0.35 and left > 0
