@@ -12,6 +12,16 @@ with their own lambda, from the reference:
 
 The aim is at most twice CFG's figure, or 0.06 where that is larger; `*` marks figures above it, `!` burnt ones (above 1 where
 CFG's is below). Prints tables and writes them to `benchmarks/results/strength.json`.
+
+Measured with ComfyUI 0.3.75 (epsilon; cells above the aim, burnt ones in brackets, of 102 per step count):
+
+    steps        8          10         20         30        50        100
+    before    98 (70)    64 (50)    25 (8)     11 (0)     0 (0)     0 (0)
+    after     20 (9)     25 (6)     25 (0)     10 (0)     0 (0)     0 (0)
+
+The first-order samplers (at most 0.05), dpm_2, heunpp2 and dpmpp_2s miss nowhere. What is left is the solvers that
+extrapolate (lms, ipndm, deis, dpmpp_2m, res_multistep, gradient_estimation, uni_pc) with schedules whose last steps are
+large, and heun at 8 to 20 steps: a first-order saturation cannot keep a second-order solver's accuracy.
 """
 
 from __future__ import annotations
