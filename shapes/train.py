@@ -27,7 +27,7 @@ from .network import ShapesTransformer
 from .scenes import N_OBJECTS, N_SCENES, SHAPES, Scenes, caption, place, render, scene_number, scene_split
 
 SEED = 20251122
-STEPS = {"text": 1500, "autoencoder": 2000, "judge": 2500, "flow": 6000, "epsilon": 1500}
+STEPS = {"text": 1500, "autoencoder": 2000, "judge": 2500, "flow": 8000, "epsilon": 1500}
 PEAK_LR = {"text": 1e-3, "autoencoder": 2e-3, "judge": 2e-3, "flow": 1.5e-3, "epsilon": 7e-4}
 BATCH = {"text": 256, "autoencoder": 48, "judge": 96, "flow": 64, "epsilon": 64}
 WRONG_CAPTIONS = 0.3  # share of captions with one object misnamed: web captions err too, and guidance is what mends it
