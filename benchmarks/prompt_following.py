@@ -25,8 +25,8 @@ from devkit.in_process import PACK, import_comfyui, import_pack  # noqa: E402
 
 STEPS = 50
 CFG_SCALES = (1.0, 2.0, 3.0, 5.0, 7.5)
-CFG_PP_SCALES = (0.4, 0.8)
-LAMBDAS = (0.0, 0.2, 0.4, 0.6, 0.8)
+CFG_PP_SCALES = (0.4,)
+LAMBDAS = (0.0, 0.4, 0.8)
 BATCH = 64
 HEADER = f"{'':50} prompts right      drawing error   seconds"
 
