@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
@@ -24,12 +25,20 @@ from devkit.in_process import PACK, import_comfyui, import_pack  # noqa: E402
 
 STEPS = 50
 CFG_SCALES = (1.0, 2.0, 3.0, 5.0, 7.5)
-CFG_PP_SCALES = (0.4, 0.8)
-LAMBDAS = (0.0, 0.2, 0.4, 0.6, 0.8)
+CFG_PP_SCALES = (0.4,)
+LAMBDAS = (0.0, 0.4, 0.8)
 BATCH = 64
+HEADER = f"{'':50} prompts right      drawing error   seconds"
 
 
-def pack_module(name: str):
+def load_hosts() -> None:
+    """Make the ComfyUI of COMFYUI_PATH and the pack importable; before anything else."""
+    import_comfyui(Path(os.environ["COMFYUI_PATH"]), cpu=True)
+    import_pack(ROOT)
+
+
+def pack_module(name: str) -> ModuleType:
+    """A module of the pack."""
     return importlib.import_module(f"{PACK}.{name}")
 
 
@@ -37,6 +46,12 @@ def confidence(share: float, n: int) -> float:
     """Half the width of the 95% interval of a share (Wilson)."""
     z = 1.96
     return z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+
+
+def table_row(name: str, row: dict[str, float]) -> str:
+    """One line of the printed table."""
+    share = f"{100 * row['prompts_right']:5.1f}% +- {100 * row['interval']:.1f}"
+    return f"{name:50} {share:18} {row['drawing_error']:10.4f} {row['seconds']:12.0f}"
 
 
 class Benchmark:
@@ -127,18 +142,16 @@ def main() -> None:
     results: dict[str, dict] = {}
     for variant in options.variants:
         print(f"\n{variant}, {options.prompts} held-out prompts, {STEPS} steps", flush=True)
-        print(f"{'':50} prompts right      drawing error   seconds", flush=True)
+        print(HEADER, flush=True)
         results[variant] = {}
         for name, method in Benchmark(variant, options.prompts).methods().items():
             row = results[variant][name] = method()
-            share = f"{100 * row['prompts_right']:5.1f}% +- {100 * row['interval']:.1f}"
-            print(f"{name:50} {share:18} {row['drawing_error']:10.4f} {row['seconds']:12.0f}", flush=True)
+            print(table_row(name, row), flush=True)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps({"prompts": options.prompts, "steps": STEPS, "variants": results}, indent=1) + "\n")
     print(f"\n{options.output}")
 
 
 if __name__ == "__main__":
-    import_comfyui(Path(os.environ["COMFYUI_PATH"]), cpu=True)
-    import_pack(ROOT)
+    load_hosts()
     main()

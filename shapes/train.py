@@ -27,7 +27,7 @@ from .network import ShapesTransformer
 from .scenes import N_OBJECTS, N_SCENES, SHAPES, Scenes, caption, place, render, scene_number, scene_split
 
 SEED = 20251122
-STEPS = {"text": 1500, "autoencoder": 2000, "judge": 2500, "flow": 6000, "epsilon": 1500}
+STEPS = {"text": 1500, "autoencoder": 2000, "judge": 2500, "flow": 8000, "epsilon": 1500}
 PEAK_LR = {"text": 1e-3, "autoencoder": 2e-3, "judge": 2e-3, "flow": 1.5e-3, "epsilon": 7e-4}
 BATCH = {"text": 256, "autoencoder": 48, "judge": 96, "flow": 64, "epsilon": 64}
 WRONG_CAPTIONS = 0.3  # share of captions with one object misnamed: web captions err too, and guidance is what mends it
@@ -206,34 +206,38 @@ def train(name: str, steps: int, device: torch.device, state_folder: Path) -> No
         torch.save(state | {"optimizer": optimizer.state_dict()}, state_file.with_suffix(".part"))
         state_file.with_suffix(".part").replace(state_file)
 
-    running, began, saved = math.nan, time.monotonic(), time.monotonic()
-    first = step
-    while step < steps:
-        # Seeded by the step: a run that was interrupted sees the same batches.
-        generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)
-        loss = part.loss(BATCH[name], generator)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(part.module.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(name, step, steps)
-        optimizer.step()
-        decay = min(0.9985, (1 + step) / (10 + step))
-        with torch.no_grad():
-            averaged = average.state_dict()
-            for key, latest in part.module.state_dict().items():
-                mean = averaged[key]
-                mean.lerp_(latest, 1 - decay) if mean.is_floating_point() else mean.copy_(latest)
-        step += 1
-        if step % 100 == 0 or step == steps:
-            running = loss.item() if math.isnan(running) else 0.9 * running + 0.1 * loss.item()
-            pace = (time.monotonic() - began) / (step - first)
-            print(f"{name}: step {step}/{steps}  loss {running:.4f}  {pace:.3f} s a step", flush=True)
-        if time.monotonic() - saved > 120:
-            save_state()
-            saved = time.monotonic()
-    save_state()
+    running, first, began, saved = math.nan, step, time.monotonic(), time.monotonic()
+    try:
+        while step < steps:
+            # Seeded by the step: a run that was interrupted sees the same batches.
+            generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)
+            loss = part.loss(BATCH[name], generator)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(part.module.parameters(), 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(name, step, steps)
+            optimizer.step()
+            follow(average, part.module, min(0.9985, (1 + step) / (10 + step)))
+            step += 1
+            if step % 100 == 0 or step == steps:
+                running = loss.item() if math.isnan(running) else 0.9 * running + 0.1 * loss.item()
+                pace = (time.monotonic() - began) / (step - first)
+                print(f"{name}: step {step}/{steps}  loss {running:.4f}  {pace:.3f} s a step", flush=True)
+            if time.monotonic() - saved > 120:
+                save_state()
+                saved = time.monotonic()
+    finally:
+        save_state()
     save_weights(name, part.result(average))
+
+
+@torch.no_grad()
+def follow(average: nn.Module, module: nn.Module, decay: float) -> None:
+    """Move the running average of the weights a little towards the latest ones."""
+    averaged = average.state_dict()
+    for key, latest in module.state_dict().items():
+        averaged[key].lerp_(latest, 1 - decay) if latest.is_floating_point() else averaged[key].copy_(latest)
 
 
 def main() -> None:

@@ -53,6 +53,12 @@ def test_a_comfyui_that_is_too_old_is_refused_with_both_versions(tmp_path):
     assert "version 0.3.9 and the pack needs 0.3.75" in sentence(done)
 
 
+def test_an_unknown_benchmark_is_answered_with_the_known_ones(tmp_path):
+    done = run_dev("bench", "nonsense", environment=environment_with(tmp_path / "cache"))
+    assert "no benchmark 'nonsense'" in sentence(done)
+    assert "prompt_following" in sentence(done)
+
+
 def test_without_network_it_says_so_and_leaves_nothing(tmp_path):
     done = run_dev("demo", environment=environment_with(tmp_path, PIP_INDEX_URL=UNREACHABLE))
     assert "the package index cannot be reached" in sentence(done)
