@@ -29,16 +29,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import importlib
 import json
 import os
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
+from prompt_following import ROOT, load_hosts, pack_module  # puts tools/ on the path
+
 sys.path.insert(0, str(ROOT / "tests" / "support"))
-from devkit.in_process import PACK, import_comfyui, import_pack  # noqa: E402
 
 SAMPLERS = (
     *("annealing", "euler", "euler_cfg_pp", "heun", "heunpp2", "dpm_2", "dpmpp_2s_ancestral", "lms", "dpmpp_2m", "ipndm"),
@@ -51,15 +49,15 @@ FLOW_REFERENCE_STEPS = 28
 AIM, AIM_OF_CFG = 0.06, 2.0
 
 
-def pack_module(name: str):
-    return importlib.import_module(f"{PACK}.{name}")
-
-
 def authors_network():
-    """From ANNEALING_OFFICIAL_CHECKPOINT, else from ComfyUI's folder of scales, where it is fetched to if need be."""
+    """From ANNEALING_OFFICIAL_CHECKPOINT, else from the folder of the servers that dev.py starts, fetched to it if need be."""
+    from devkit.cache import cache_folder
+    from devkit.server import base_folder
+
     catalogue = pack_module("models.catalogue")
     if not (path := os.environ.get("ANNEALING_OFFICIAL_CHECKPOINT")):
-        path = catalogue.obtain(catalogue.OFFICIAL_SDXL, [Path(os.environ["COMFYUI_PATH"]) / "models" / "annealing_guidance"])
+        folder = base_folder(cache_folder(), ROOT) / "models" / "annealing_guidance"
+        path = catalogue.obtain(catalogue.OFFICIAL_SDXL, [folder])
     return pack_module("models.scale_file").load_scale(path)
 
 
@@ -198,6 +196,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    import_comfyui(Path(os.environ["COMFYUI_PATH"]), cpu=True)
-    import_pack(ROOT)
+    load_hosts()
     main()
