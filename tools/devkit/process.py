@@ -34,8 +34,14 @@ def output_of(command: Sequence[str], environment: Mapping[str, str] | None = No
     """(exit status, output and errors together) of a command; a command that cannot be started has status 127."""
     try:
         done = subprocess.run(
-            command, env=environment or os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, encoding="utf-8", errors="replace", check=False,
+            command,
+            env=environment or os.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
         )
     except OSError as error:
         return 127, str(error)

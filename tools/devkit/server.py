@@ -74,8 +74,13 @@ class Server:
         link_pack(self.base / "custom_nodes", self.checkout)
         with open(self.log, "wb") as log:
             self._child = subprocess.Popen(
-                self._command(), cwd=self.host.comfyui, env=self.host.environment(), stdin=subprocess.PIPE, stdout=log,
-                stderr=subprocess.STDOUT, start_new_session=True,  # Ctrl-C reaches us, and we stop the server
+                self._command(),
+                cwd=self.host.comfyui,
+                env=self.host.environment(),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches us, and we stop the server
             )
         try:
             self._wait_until_ready()
