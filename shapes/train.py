@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..models.schedule import TIMESTEPS, ve_sigmas
 from . import text
 from .autoencoder import AutoEncoder
 from .files import load_part, load_weights, save_weights
@@ -46,6 +47,10 @@ class Part:
 
     def pictures(self, scenes: Scenes) -> torch.Tensor:
         return render(scenes).to(self.device)
+
+    def result(self, module: nn.Module) -> nn.Module:
+        """What of the trained module is kept."""
+        return module
 
 
 class TextPart(Part):
@@ -88,9 +93,6 @@ class AutoEncoderPart(Part):
         noise = torch.randn(latents.shape, generator=generator) * 0.6 * torch.rand(n, 1, 1, 1, generator=generator)
         return F.l1_loss(self.module.decode(latents + noise.to(self.device)), pictures)
 
-    def result(self, module: nn.Module) -> nn.Module:
-        return module
-
 
 class JudgePart(Part):
     """Reads every scene, held-out ones too, from pictures with noise and shifted colours."""
@@ -109,9 +111,6 @@ class JudgePart(Part):
         reading = sum(F.cross_entropy(out[k].flatten(0, -2), v.flatten().to(self.device)) for k, v in truth.items())
         places = torch.cat([scenes.centre, scenes.radius[..., None]], 2).to(self.device)
         return reading + 0.1 * F.l1_loss(out["place"], places)
-
-    def result(self, module: nn.Module) -> nn.Module:
-        return module
 
 
 class PicturePart(Part):
@@ -150,18 +149,8 @@ class PicturePart(Part):
         """s in (0, 1). Flow: logit-normal (Esser et al., 2024); epsilon: SDXL's schedule, its timesteps uniform."""
         if self.variant == "flow":
             return torch.sigmoid(0.3 + torch.randn(n, generator=generator))
-        sigma = sdxl_sigmas()[torch.randint(1000, (n,), generator=generator)].float()
+        sigma = ve_sigmas()[torch.randint(TIMESTEPS, (n,), generator=generator)].float()
         return sigma / (1 + sigma)
-
-    def result(self, module: nn.Module) -> nn.Module:
-        return module
-
-
-def sdxl_sigmas() -> torch.Tensor:
-    """[1000] sqrt((1 - abar) / abar) of SDXL's schedule: betas evenly spaced in their square root, 0.00085 to 0.012."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    abar = torch.cumprod(1 - betas, 0)
-    return ((1 - abar) / abar).sqrt()
 
 
 def caption_embeddings(encoder: text.TextEncoder) -> torch.Tensor:
@@ -240,7 +229,7 @@ def follow(average: nn.Module, module: nn.Module, decay: float) -> None:
         averaged[key].lerp_(latest, 1 - decay) if latest.is_floating_point() else averaged[key].copy_(latest)
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="dev.py train", description=__doc__, formatter_class=layout)
     parser.add_argument("parts", nargs="+", choices=list(PARTS))
@@ -248,12 +237,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--state", type=Path, default=Path("runs/shapes"), help="where unfinished training is kept")
     parser.add_argument("--steps", type=int, help="instead of each part's own number")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
     for name in args.parts:
         train(name, args.steps or STEPS[name], torch.device(args.device), args.state)
-
-
-if __name__ == "__main__":
-    main()

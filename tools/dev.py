@@ -75,7 +75,7 @@ def bench(options: argparse.Namespace) -> int:
 
 def train(options: argparse.Namespace) -> int:
     """Train parts of the demo model; see shapes/train.py."""
-    return run_in_host("-m", "shapes.train", *options.rest)
+    return run_in_host(str(ROOT / "tools" / "train_demo.py"), *options.rest)
 
 
 def scale(options: argparse.Namespace) -> int:
