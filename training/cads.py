@@ -10,6 +10,15 @@ import torch
 
 NOISE_SCALE = 0.025
 
+# What ComfyUI's text encoders give for a prompt besides the sequence, each [1, ...], and the mask that belongs to it.
+_MASK_OF = {
+    "pooled_output": None,  # SDXL, SD3, Flux, HiDream, HunyuanVideo, SD2 unCLIP, Stable Cascade
+    "conditioning_llama3": None,  # HiDream: [1, layers, tokens, channels]
+    "conditioning_mt5xl": "attention_mask_mt5xl",  # HunyuanDiT
+    "conditioning_byt5small": None,  # HunyuanImage 2.1, HunyuanVideo 1.5
+    "conditioning_lyrics": None,  # ACE-Step
+}
+
 
 def perturbed(embedding: torch.Tensor, timestep: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """[B, ...]: one perturbed copy for each timestep [B], of the embedding's dtype, on the CPU.
@@ -31,12 +40,48 @@ def perturbed(embedding: torch.Tensor, timestep: torch.Tensor, generator: torch.
     return rescaled.to(embedding.dtype)
 
 
-def perturbed_conditioning(conditioning: list, timestep: torch.Tensor, generator: torch.Generator) -> list:
-    """A CONDITIONING with one perturbed copy per timestep [B] of every embedding, sequence and pooled; the rest as it was."""
-    result = []
-    for sequence, options in conditioning:
-        options = dict(options)
-        if isinstance(pooled := options.get("pooled_output"), torch.Tensor):
-            options["pooled_output"] = perturbed(pooled, timestep, generator)
-        result.append([perturbed(sequence, timestep, generator), options])
+def perturbed_tokens(
+    sequence: torch.Tensor, mask: torch.Tensor | None, timestep: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """The same for a sequence [1, L, C] with padding: tokens that are masked or zeros stay, and do not count for the spread.
+
+    mask: [1, L], 0 where the model does not look; None for none.
+    """
+    read = (sequence[0] != 0).any(dim=1).cpu()
+    if mask is not None and mask.shape == sequence.shape[:2]:
+        read &= mask[0].cpu() != 0
+    result = sequence.detach().cpu().repeat(len(timestep), 1, 1)
+    if read.any():
+        result[:, read] = perturbed(result[:1, read], timestep, generator)
     return result
+
+
+def perturbed_conditioning(conditioning: list, timestep: torch.Tensor, generator: torch.Generator) -> list:
+    """A CONDITIONING of one prompt with one perturbed copy per timestep [B] of every embedding; the rest as it was."""
+
+    def copies(embedding, mask_name: str | None, options: dict):
+        if not isinstance(embedding, torch.Tensor):
+            return embedding
+        if embedding.ndim == 3:
+            return perturbed_tokens(embedding, options.get(mask_name), timestep, generator)
+        return perturbed(embedding, timestep, generator)
+
+    return [
+        [
+            copies(sequence, "attention_mask", options),
+            {key: copies(value, _MASK_OF[key], options) if key in _MASK_OF else value for key, value in options.items()},
+        ]
+        for sequence, options in conditioning
+    ]
+
+
+def rows_of(conditioning: list, rows: torch.Tensor) -> list:
+    """Of a perturbed CONDITIONING the copies that belong to these rows; an embedding with one copy for all stays."""
+
+    def pick(embedding):
+        return embedding[rows] if isinstance(embedding, torch.Tensor) and len(embedding) > 1 else embedding
+
+    return [
+        [pick(sequence), {key: pick(value) if key in _MASK_OF else value for key, value in options.items()}]
+        for sequence, options in conditioning
+    ]

@@ -1,12 +1,11 @@
-"""Measuring a profile: forward passes through a ComfyUI MODEL, with the memory and the precision of sampling."""
+"""Measuring one picture of a profile: forward passes through a ComfyUI MODEL, with the memory and the precision of sampling."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import comfy.model_sampling
+import comfy.sample
 import comfy.samplers
 import torch
 
@@ -14,76 +13,47 @@ from ..guidance import units
 from ..guidance.coverage import per_sample
 from ..models.errors import AnnealingError
 from . import cads
-from .profile import Entries, Profile, ProfileSettings, steps_of_grid
-
-logger = logging.getLogger("annealing_guidance")
-
-# Conditionings are prepared once for rows of different noise levels, so none may hold for some levels only.
-_RANGES = ("start_percent", "end_percent", "timestep_start", "timestep_end")
+from .pictures import Picture, picture_seed
+from .profile import Entries, ProfileSettings, steps_of_grid
 
 
-def measure(
-    model,
-    latents: Sequence[torch.Tensor],
-    positives: Sequence[list],
-    negative: list,
-    settings: ProfileSettings,
-    batch_size: int = 16,
-    progress: Callable[[int, int], None] | None = None,
-) -> Profile:
-    """Fill a profile. The model is left as it was found, whatever happens.
+def measure_picture(model, picture: Picture, negative: list, settings: ProfileSettings, batch_size: int) -> tuple[Entries, int]:
+    """(the entries of one picture, values in its latent). The gap norms are the latent's own. The model is left as it was found.
 
-    model: a ComfyUI MODEL (ModelPatcher). latents: one [C, H, W] (or of higher rank) per picture, as a VAE gives them, in
-    several sizes if need be. positives: the CONDITIONING of each picture's caption. negative: one CONDITIONING for all.
-    batch_size: entries evaluated at once; the model sees twice as many rows, as in sampling a batch of that size.
-    progress: called with (pictures done, pictures in all); what it raises ends the measuring.
-
-    A picture's numbers depend on the settings and on its place in the sequence alone. Pictures that the model answers with
-    NaN or infinity are left out with a warning. AnnealingError where nothing can be measured.
+    The numbers depend on the model, the picture, the negative and the settings alone. Where the model predicts NaN or infinity,
+    so do they.
     """
-    _require_inputs(latents, positives, negative)
-    model_sampling = model.get_model_object("model_sampling")
-    kind = units.prediction_kind(model_sampling)
-    grid = steps_of_grid(kind, settings.training_grid)
-    numel = latents[0].numel()
+    latent, positive = picture.make()
+    latent = _as_the_model_samples_it(model, latent)
+    generator = torch.Generator().manual_seed(picture_seed(settings.seed, picture.identity))
+    rows = _draw_rows(model, latent, settings, generator)
+    perturbed = cads.perturbed_conditioning(positive, rows.timestep, generator) if settings.perturb else positive
 
-    parts, broken = [], []
-    for number, (latent, positive) in enumerate(zip(latents, positives, strict=True)):
-        entries = _measure_picture(model, kind, grid, number, latent, positive, negative, settings, batch_size)
-        entries.gap_norm.mul_((numel / latent.numel()) ** 0.5)
-        if entries.finite().all():
-            parts.append(entries)
-        else:
-            broken.append(number)
-        if progress is not None:
-            progress(number + 1, len(latents))
-    if broken:
-        logger.warning(
-            "Profile: left out %d of %d pictures, NaN or infinity predicted: %s", len(broken), len(latents), broken[:20]
-        )
-    if not parts:
+    parts = []
+    for chunk in torch.arange(len(rows.timestep)).split(batch_size):
+        part = _Rows(*(tensor[chunk] for tensor in vars(rows).values()))
+        conditions = {"positive": cads.rows_of(perturbed, chunk), "clean": positive, "negative": negative}
+        probe = _Probe(part, settings.knots)
+        guider = comfy.samplers.CFGGuider(model)
+        guider.inner_set_conds(conditions)
+        with torch.no_grad():
+            x0 = latent.expand(len(chunk), *latent.shape).clone()
+            guider.sample(part.noise, x0, probe, part.sigma, disable_pbar=True, seed=settings.seed)
+        gap_norm, first, second = (tensor.float().cpu() for tensor in probe.measured)
+        parts.append(Entries(torch.full_like(chunk, picture.identity), part.timestep, gap_norm, first, second))
+    return Entries.joined(parts), latent.numel()
+
+
+def _as_the_model_samples_it(model, latent: torch.Tensor) -> torch.Tensor:
+    """The latent [C, ...] in float32 on the CPU; a still picture as one frame for a video model."""
+    latent = comfy.sample.fix_empty_latent_channels(model, latent.detach().float().cpu()[None])[0]
+    channels = model.get_model_object("latent_format").latent_channels
+    if len(latent) != channels:
         raise AnnealingError(
-            "The model predicted NaN or infinity for every picture, so there is nothing to learn from. Check that it samples "
-            "properly with these latents and captions, or run it in another precision."
+            f"A latent has {len(latent)} channels, and this model's latents have {channels}. Encode the pictures with the VAE "
+            "that belongs to the model."
         )
-    return Profile(kind, numel, settings, Entries.joined(parts))
-
-
-def _require_inputs(latents: Sequence[torch.Tensor], positives: Sequence[list], negative: list) -> None:
-    if not latents or len(latents) != len(positives):
-        raise AnnealingError(
-            f"There are {len(latents)} latents and {len(positives)} captions' conditionings: give one of each per picture."
-        )
-    if not negative:
-        raise AnnealingError("There is no negative conditioning, so there is no gap to measure. Connect one: an empty prompt.")
-    for conditioning in (*positives, negative):
-        if any(len(sequence) != 1 for sequence, _ in conditioning):
-            raise AnnealingError("A conditioning holds several prompts at once. Give a list with one conditioning per picture.")
-        if any(key in options for _, options in conditioning for key in _RANGES):
-            raise AnnealingError(
-                "A conditioning is limited to a part of the steps (ConditioningSetTimestepRange), and a profile covers all of "
-                "them. Connect it without the limit."
-            )
+    return latent
 
 
 @dataclass(frozen=True)
@@ -96,46 +66,19 @@ class _Rows:
     noise: torch.Tensor
 
 
-def _measure_picture(model, kind, grid, number, latent, positive, negative, settings, batch_size) -> Entries:
-    """The entries of one picture, everything random drawn from a seed of its own."""
-    generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + number) % 2**63)
+def _draw_rows(model, latent: torch.Tensor, settings: ProfileSettings, generator: torch.Generator) -> _Rows:
+    """A picture's rows: each at another step of the grid as long as there are enough, with its own noise."""
     model_sampling = model.get_model_object("model_sampling")
-    levels, next_levels = grid
+    kind = units.prediction_kind(model_sampling)
+    levels, next_levels = steps_of_grid(kind, settings.training_grid)
     rounds = -(-settings.samples // len(levels))
     steps = torch.cat([torch.randperm(len(levels), generator=generator) for _ in range(rounds)])[: settings.samples]
-    rows = _Rows(
+    return _Rows(
         units.network_timestep(kind, levels[steps]).float(),
         units.sigma_of_level(model_sampling, levels[steps]),
         units.sigma_of_level(model_sampling, next_levels[steps]),
         torch.randn(len(steps), *latent.shape, generator=generator),
     )
-    perturbed = cads.perturbed_conditioning(positive, rows.timestep, generator) if settings.perturb else positive
-
-    parts = []
-    for chunk in torch.arange(len(steps)).split(batch_size):
-        part = _Rows(*(tensor[chunk] for tensor in vars(rows).values()))
-        conditions = {"positive": _rows_of(perturbed, chunk), "clean": positive, "negative": negative}
-        probe = _Probe(part, settings.knots)
-        guider = comfy.samplers.CFGGuider(model)
-        guider.inner_set_conds(conditions)
-        with torch.no_grad():
-            x0 = latent.detach().float().cpu().expand(len(chunk), *latent.shape).clone()
-            guider.sample(part.noise, x0, probe, part.sigma, disable_pbar=True, seed=settings.seed)
-        gap_norm, first, second = (tensor.float().cpu() for tensor in probe.measured)
-        parts.append(Entries(torch.full_like(chunk, number), part.timestep, gap_norm, first, second))
-    return Entries.joined(parts)
-
-
-def _rows_of(conditioning: list, chunk: torch.Tensor) -> list:
-    """The perturbed copies that belong to these rows; an embedding with one copy for all stays."""
-
-    def pick(value):
-        return value[chunk] if isinstance(value, torch.Tensor) and len(value) > 1 else value
-
-    return [
-        [pick(sequence), {k: pick(v) if k == "pooled_output" else v for k, v in options.items()}]
-        for sequence, options in conditioning
-    ]
 
 
 class _Probe(comfy.samplers.Sampler):

@@ -1,31 +1,24 @@
-"""The profile: all that the fit of a scale network must know about a model, and its file.
+"""The profile: all that the fit of a scale network must know about a model.
 
 With the two predictions of a noised picture given, the scale w is one number, and the training loss of the paper
 
     (1 - lambda) mean((eps_w - eps)^2) + lambda mean(delta'^2)
 
 has a first term that is exactly quadratic in w and a second that is smooth in w: the first is kept as three coefficients,
-the second at a few knots. Flow models have velocities in the place of the noise. Needs no ComfyUI; `measure` fills it.
+the second at a few knots. Flow models have velocities in the place of the noise. Needs no ComfyUI; `shards` fills and keeps it.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
-import safetensors
-import safetensors.torch
 import torch
 
 from ..models import schedule
 from ..models.errors import AnnealingError
 from ..models.scale_model import Prediction
-from ..models.whole_file import write_whole
 from .knots import spread_knots
 
-FORMAT = "annealing-profile/1"
 MIN_PICTURES, MIN_ENTRIES = 8, 64
 
 TrainingGrid = tuple[float, ...] | int
@@ -115,52 +108,6 @@ class Profile:
                 "Every gap of the profile is zero: the positive and the negative prediction never differ, so no scale has any "
                 f"effect. {redo} with the pictures' captions as positive and an empty prompt as negative."
             )
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as .safetensors; the file appears whole or not at all."""
-        path = Path(path)
-        facts = {"kind": self.kind, "reference_numel": self.reference_numel, "settings": asdict(self.settings)}
-        metadata = {"format": FORMAT} | {key: json.dumps(value) for key, value in facts.items()}
-        data = safetensors.torch.save({key: x.contiguous() for key, x in vars(self.entries).items()}, metadata=metadata)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, lambda file: file.write(data))
-        except OSError as error:
-            raise AnnealingError(f"{path} could not be written: {error}. Choose a folder that can be written to.") from error
-
-    @staticmethod
-    def load(path: str | os.PathLike[str]) -> Profile:
-        """Read a profile; AnnealingError for every file that is none."""
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT}")
-            settings = _settings(json.loads(metadata["settings"]))
-            profile = Profile(json.loads(metadata["kind"]), json.loads(metadata["reference_numel"]), settings, Entries(**tensors))
-            profile._require_consistent()
-        except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise AnnealingError(
-                f"The profile {path} cannot be used: {error}. Measure it again, or choose another file."
-            ) from None
-        return profile
-
-    def _require_consistent(self) -> None:
-        n, entries = len(self.entries), self.entries
-        shapes = [tuple(x.shape) for x in vars(entries).values()]
-        if shapes != [(n,), (n,), (n,), (n, 3), (n, len(self.settings.knots))]:
-            raise ValueError(f"its tables contradict each other in size: {shapes}")
-        if entries.picture.dtype != torch.int64 or any(x.dtype != torch.float32 for x in list(vars(entries).values())[1:]):
-            raise ValueError("its tables hold other kinds of numbers than a profile's")
-        if self.kind not in ("epsilon", "velocity") or not isinstance(self.reference_numel, int) or self.reference_numel < 1:
-            raise ValueError(f"its kind {self.kind!r} or reference_numel {self.reference_numel!r} is not one of a profile")
-
-
-def _settings(values: dict) -> ProfileSettings:
-    grid = values["training_grid"]
-    values |= {"training_grid": grid if isinstance(grid, int) else tuple(grid), "knots": tuple(values["knots"])}
-    return ProfileSettings(**values)
 
 
 def steps_of_grid(kind: Prediction, grid: TrainingGrid) -> tuple[torch.Tensor, torch.Tensor]:

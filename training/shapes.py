@@ -14,8 +14,9 @@ from ..models.scale_network import ScaleNetwork
 from ..shapes import scenes
 from ..shapes.loader import ENLARGE, VARIANTS, load_shapes
 from .fit import Check, FitSettings, fit
-from .measure import measure
+from .pictures import Picture, given_pictures
 from .profile import Profile, ProfileSettings, TrainingGrid
+from .shards import measure, measure_into
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "models" / "weights"
 # The fitted scale is near 1 on any grid, so the grid sets the strength: at scale 1 the paper's 50 steps mean CFG 12 on average,
@@ -31,8 +32,8 @@ def training_grid(variant: str, model_sampling: torch.nn.Module) -> TrainingGrid
     return EPSILON_STEP if variant == "epsilon" else tuple(paper_schedule.sigmas(model_sampling, FLOW_STEPS).tolist())
 
 
-def training_pictures(clip, vae, count: int, seed: int) -> tuple[list[torch.Tensor], list[list]]:
-    """Latents [4, 16, 16] and the captions' conditionings of pictures that the renderer draws, held-out scenes left out."""
+def training_pictures(clip, vae, count: int, seed: int) -> list[Picture]:
+    """Pictures (latents 4 x 16 x 16) that the renderer draws, with their captions; held-out scenes left out."""
     generator = torch.Generator().manual_seed(seed)
     numbers, _ = scenes.scene_split()
     drawn = scenes.place(numbers[torch.randint(len(numbers), (count,), generator=generator)], generator)
@@ -40,24 +41,31 @@ def training_pictures(clip, vae, count: int, seed: int) -> tuple[list[torch.Tens
     said = [scenes.caption(drawn, i, swapped=bool(torch.rand((), generator=generator) < 0.5)) for i in range(count)]
     with torch.no_grad():
         latents = torch.cat([vae.encode(part) for part in pictures.split(64)])
-        return list(latents), [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in said]
+        captions = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in said]
+    return given_pictures({"samples": latents}, captions)
 
 
-def measure_shapes(variant: str, pictures: int, seed: int = 0, grid: TrainingGrid | None = None) -> Profile:
-    """The profile of a Shapes model on a training grid (its own). The negative is the empty prompt, which is zeros."""
+def measure_shapes(
+    variant: str, pictures: int, seed: int = 0, grid: TrainingGrid | None = None, folder: Path | None = None
+) -> Profile:
+    """The profile of a Shapes model on a training grid (its own), kept in the folder if one is named.
+
+    The negative is the empty prompt, which is zeros.
+    """
     model, clip, vae = load_shapes(variant)
-    latents, captions = training_pictures(clip, vae, pictures, seed)
     grid = training_grid(variant, model.get_model_object("model_sampling")) if grid is None else grid
     settings = ProfileSettings(grid, samples=SAMPLES, seed=seed)
     negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    drawn = training_pictures(clip, vae, pictures, seed)
     began = time.monotonic()
 
     def progress(done: int, total: int) -> None:
-        if done % 16 == 0 or done == total:
+        if done and (done % 16 == 0 or done == total):
             pace = (time.monotonic() - began) / done
             print(f"\r{variant}: {done}/{total} pictures, {pace * (total - done):.0f} s left ", end="", flush=True)
 
-    profile = measure(model, latents, captions, negative, settings, progress=progress)
+    inputs = model, drawn, negative, settings
+    profile = measure_into(folder, *inputs, progress=progress) if folder else measure(*inputs, progress=progress)
     print(f"\r{variant}: {len(profile.entries)} entries of {pictures} pictures in {time.monotonic() - began:.0f} s", flush=True)
     return profile
 
@@ -101,14 +109,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("variants", nargs="+", choices=VARIANTS)
     parser.add_argument("--pictures", type=int, default=PICTURES, help=f"training pictures ({PICTURES})")
     parser.add_argument("--output", type=Path, default=WEIGHTS, help="folder for the scale files (models/weights)")
-    parser.add_argument("--profiles", type=Path, help="folder for the profiles: one that is there is not measured again")
+    parser.add_argument("--profiles", type=Path, help="folder for the profiles: what is measured there is kept")
     options = parser.parse_args(arguments)
     for variant in options.variants:
-        file = options.profiles / f"shapes_{variant}.profile.safetensors" if options.profiles else None
-        if file and file.exists():
-            profile = Profile.load(file)
-        else:
-            profile = measure_shapes(variant, options.pictures)
-            if file:
-                profile.save(file)
+        folder = options.profiles / f"shapes_{variant}" if options.profiles else None
+        profile = measure_shapes(variant, options.pictures, folder=folder)
         fit_shapes(variant, profile, FitSettings(), options.output)

@@ -10,8 +10,9 @@ import two_points
 from annealing_guidance_pack.models.errors import AnnealingError
 from annealing_guidance_pack.models.scale_file import load_scale, save_scale
 from annealing_guidance_pack.training.fit import CHECK_EVERY, Fit, FitSettings, ProfileLoss, fit
-from annealing_guidance_pack.training.measure import measure
+from annealing_guidance_pack.training.pictures import given_pictures
 from annealing_guidance_pack.training.profile import Entries, Profile, ProfileSettings
+from annealing_guidance_pack.training.shards import measure
 
 FACTS = {"name": "two_points", "trained_on": "two points", "source": "the tests", "licence": "Apache-2.0"}
 QUICK = FitSettings(steps=400, batch_size=256, hidden_width=32, depth=1)
@@ -22,12 +23,17 @@ GRIDS = {"epsilon": 20, "velocity": 36}
 def profile(request) -> Profile:
     latents, captions = two_points.pictures(96)
     settings = ProfileSettings(GRIDS[request.param], samples=8)
-    return measure(two_points.two_point_model(request.param), latents, captions, two_points.NEGATIVE, settings)
+    pictures = given_pictures({"samples": torch.stack(latents)}, captions)
+    return measure(two_points.two_point_model(request.param), pictures, two_points.NEGATIVE, settings)
 
 
 @pytest.fixture(scope="module")
 def fitted(profile) -> Fit:
     return fit(profile, QUICK, **FACTS)
+
+
+def first_pictures(profile: Profile, count: int) -> torch.Tensor:
+    return torch.isin(profile.entries.picture, profile.entries.picture.unique()[:count])
 
 
 def changed(profile: Profile, **tensors: torch.Tensor) -> Profile:
@@ -122,7 +128,7 @@ def test_progress_is_told_at_every_check_and_may_end_the_fit(profile):
 
 
 def test_it_stops_early_and_keeps_the_best(profile):
-    few = profile.entries[profile.entries.picture < 9]
+    few = profile.entries[first_pictures(profile, 9)]
     overfitting = FitSettings(steps=5000, batch_size=64, depth=1, learning_rate=3e-3, patience=2, held_out=0.5)
     result = fit(dataclasses.replace(profile, entries=few), overfitting, **FACTS)
     assert result.history[-1].step < 5000
@@ -142,7 +148,7 @@ def test_profiles_that_teach_nothing_are_refused(profile):
         "Every gap of the profile is zero": {"gap_norm": torch.zeros_like(entries.gap_norm)},
         "NaN or infinity in 1 of its 768": {"second": nan},
         "All entries of the profile are at timestep 500": {"timestep": one_step},
-        "56 entries of 7 pictures, too few": without(entries, entries.picture < 7),
+        "56 entries of 7 pictures, too few": without(entries, first_pictures(profile, 7)),
     }
     for message, tensors in cases.items():
         with pytest.raises(AnnealingError, match=message):

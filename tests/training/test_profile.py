@@ -8,11 +8,11 @@ import pytest
 import torch
 import two_points
 from annealing_guidance_pack.models import schedule
-from annealing_guidance_pack.models.errors import AnnealingError
 from annealing_guidance_pack.models.scale_model import ScaleInfo
 from annealing_guidance_pack.training.knots import Tabulated, spread_knots
-from annealing_guidance_pack.training.measure import measure
+from annealing_guidance_pack.training.pictures import given_pictures, picture_seed
 from annealing_guidance_pack.training.profile import Profile, ProfileSettings, steps_of_grid
+from annealing_guidance_pack.training.shards import measure
 from closed_form import conditioning
 
 FLOW_GRID = tuple((k / 20) for k in range(20, -1, -1))
@@ -26,9 +26,13 @@ def settings_for(kind: str, **changes) -> ProfileSettings:
 PICTURES = 12
 
 
-def measured(kind: str, count: int = PICTURES, **changes) -> Profile:
+def pictures(count: int) -> list:
     latents, captions = two_points.pictures(count)
-    return measure(two_points.two_point_model(kind), latents, captions, two_points.NEGATIVE, settings_for(kind, **changes))
+    return given_pictures({"samples": torch.stack(latents)}, captions)
+
+
+def measured(kind: str, count: int = PICTURES, **changes) -> Profile:
+    return measure(two_points.two_point_model(kind), pictures(count), two_points.NEGATIVE, settings_for(kind, **changes))
 
 
 class Direct:
@@ -39,8 +43,9 @@ class Direct:
 
     def __init__(self, kind: str, number: int, index: int, settings: ProfileSettings):
         latents, captions = two_points.pictures(PICTURES)
+        self.identity = pictures(PICTURES)[number].identity
         levels, next_levels = steps_of_grid(kind, settings.training_grid)
-        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
+        generator = torch.Generator().manual_seed(picture_seed(settings.seed, self.identity))
         step = torch.randperm(len(levels), generator=generator)[index]
         noise = torch.randn(settings.samples, *two_points.SHAPE, generator=generator)
         self.kind, self.x0, self.eps = kind, latents[number].double(), noise[index].double()
@@ -90,9 +95,11 @@ def test_both_terms_are_those_of_direct_evaluation_at_any_scale(kind):
     second = Tabulated(settings.knots, profile.entries.second)
     scales = settings.knots[0] + torch.rand(len(profile.entries), generator=torch.Generator().manual_seed(1)) * 4.0
     table = second(scales)
+    numbers = {picture.identity: number for number, picture in enumerate(pictures(PICTURES))}
     first_errors, second_errors = [], []
     for row, scale in enumerate(scales.tolist()):
-        first, gap = Direct(kind, row // settings.samples, row % settings.samples, settings).terms(scale)
+        number = numbers[int(profile.entries.picture[row])]
+        first, gap = Direct(kind, number, row % settings.samples, settings).terms(scale)
         a, b, c = profile.entries.first[row].double().tolist()
         first_errors.append(abs(a + b * scale + c * scale**2 - first) / first)
         second_errors.append(abs(float(table[row]) - gap) / gap)
@@ -104,12 +111,12 @@ def test_both_terms_are_those_of_direct_evaluation_at_any_scale(kind):
 
 @pytest.mark.parametrize("kind", ["epsilon", "velocity"])
 def test_the_same_seed_gives_the_same_table_whatever_the_batch_size(kind):
-    latents, captions = two_points.pictures(3)
+    few = pictures(3)
     settings, model = settings_for(kind), two_points.two_point_model(kind)
-    one = measure(model, latents, captions, two_points.NEGATIVE, settings)
-    again = measure(model, latents, captions, two_points.NEGATIVE, settings)
-    chunked = measure(model, latents, captions, two_points.NEGATIVE, settings, batch_size=3)
-    other = measure(model, latents, captions, two_points.NEGATIVE, dataclasses.replace(settings, seed=1))
+    one = measure(model, few, two_points.NEGATIVE, settings)
+    again = measure(model, few, two_points.NEGATIVE, settings)
+    chunked = measure(model, few, two_points.NEGATIVE, settings, batch_size=3)
+    other = measure(model, few, two_points.NEGATIVE, dataclasses.replace(settings, seed=1))
     for name, tensor in vars(one.entries).items():
         assert torch.equal(tensor, getattr(again.entries, name))
         torch.testing.assert_close(tensor, getattr(chunked.entries, name), rtol=1e-5, atol=1e-6)
@@ -117,9 +124,9 @@ def test_the_same_seed_gives_the_same_table_whatever_the_batch_size(kind):
 
 
 def test_only_forward_passes_are_made_two_rows_at_each_point():
-    latents, captions = two_points.pictures(2)
+    few = pictures(2)
     model, settings = two_points.two_point_model("epsilon"), settings_for("epsilon")
-    measure(model, latents, captions, two_points.NEGATIVE, settings)
+    measure(model, few, two_points.NEGATIVE, settings)
     assert model.model.diffusion_model.rows == 2 * settings.samples * 2 * (1 + len(settings.knots))
 
 
@@ -128,7 +135,7 @@ def test_entries_of_a_picture_lie_on_different_steps_of_the_grid_and_never_on_th
     assert profile.entries.timestep[:49].round().sort().values.tolist() == [20.0 * k for k in range(1, 50)]
 
 
-def test_gap_norms_of_smaller_latents_are_given_for_the_first_ones_size():
+def test_gap_norms_of_smaller_latents_are_given_for_the_usual_size():
     latents, captions = two_points.pictures(1)
     big = latents[0].repeat(1, 2, 2)
     big_caption = conditioning(captions[0][0][0][0, 0, 1:].view(1, *two_points.SHAPE).repeat(1, 1, 2, 2), 0.2)
@@ -143,9 +150,10 @@ def test_gap_norms_of_smaller_latents_are_given_for_the_first_ones_size():
     denoiser.model_sampling = model.model.model_sampling
     model.model.diffusion_model = denoiser
     settings = settings_for("epsilon", perturb=False, samples=49)
-    mixed = measure(model, [big, latents[0]], [big_caption, captions[0]], negative, settings)
-    order = mixed.entries.timestep[:49].argsort(), mixed.entries.timestep[49:].argsort()
-    big_norms, small_norms = mixed.entries.gap_norm[:49][order[0]], mixed.entries.gap_norm[49:][order[1]]
+    both = given_pictures([{"samples": latents[0][None]}, {"samples": big[None]}], [captions[0], big_caption])
+    mixed = measure(model, both, negative, settings)
+    of_picture = [mixed.entries[mixed.entries.picture == picture.identity] for picture in both]
+    small_norms, big_norms = (entries.gap_norm[entries.timestep.argsort()] for entries in of_picture)
     assert mixed.reference_numel == big.numel()
     torch.testing.assert_close(small_norms, big_norms, rtol=0.25, atol=0.05)
 
@@ -159,7 +167,7 @@ def test_the_next_level_is_the_one_that_sampling_matches(kind, grid):
 
 
 def test_a_raise_in_the_progress_callback_ends_the_measuring_and_leaves_the_model_usable():
-    latents, captions = two_points.pictures(4)
+    few = pictures(4)
     model, seen = two_points.two_point_model("epsilon"), []
 
     def progress(done, total):
@@ -168,83 +176,15 @@ def test_a_raise_in_the_progress_callback_ends_the_measuring_and_leaves_the_mode
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure(model, latents, captions, two_points.NEGATIVE, settings_for("epsilon"), progress=progress)
-    assert seen == [(1, 4), (2, 4)]
-    assert len(measure(model, latents, captions, two_points.NEGATIVE, settings_for("epsilon")).entries) == 32
+        measure(model, few, two_points.NEGATIVE, settings_for("epsilon"), progress=progress)
+    assert seen == [(0, 4), (1, 4), (2, 4)]
+    assert len(measure(model, few, two_points.NEGATIVE, settings_for("epsilon")).entries) == 32
 
 
 def test_it_measures_in_inference_mode_as_nodes_run():
     with torch.inference_mode():
         inside = measured("epsilon", count=2)
     assert torch.equal(inside.entries.second, measured("epsilon", count=2).entries.second)
-
-
-def test_pictures_with_nan_predictions_are_left_out_and_told(caplog):
-    latents, captions = two_points.pictures(3)
-    latents[1] = torch.full_like(latents[1], torch.nan)
-    profile = measure(two_points.two_point_model("epsilon"), latents, captions, two_points.NEGATIVE, settings_for("epsilon"))
-    assert profile.entries.picture.unique().tolist() == [0, 2]
-    assert "left out 1 of 3 pictures" in caplog.text
-    with pytest.raises(AnnealingError, match="for every picture"):
-        measure(two_points.two_point_model("epsilon"), latents[1:2], captions[1:2], two_points.NEGATIVE, settings_for("epsilon"))
-
-
-def test_what_cannot_be_measured_is_refused_in_words():
-    latents, captions = two_points.pictures(2)
-    model, settings = two_points.two_point_model("epsilon"), settings_for("epsilon")
-    with pytest.raises(AnnealingError, match="2 latents and 1 captions"):
-        measure(model, latents, captions[:1], two_points.NEGATIVE, settings)
-    with pytest.raises(AnnealingError, match="no negative"):
-        measure(model, latents, captions, [], settings)
-    limited = [[captions[0][0][0], {"start_percent": 0.0, "end_percent": 0.5}]]
-    with pytest.raises(AnnealingError, match="part of the steps"):
-        measure(model, latents, [limited, captions[1]], two_points.NEGATIVE, settings)
-    with pytest.raises(AnnealingError, match="several prompts"):
-        measure(model, latents, [conditioning(torch.ones(2, *two_points.SHAPE), 1.0)] * 2, two_points.NEGATIVE, settings)
-    with pytest.raises(AnnealingError, match="fewer than two steps"):
-        measure(model, latents, captions, two_points.NEGATIVE, ProfileSettings((1.0, 0.0)))
-
-
-def test_a_saved_profile_is_read_back_whole(tmp_path):
-    for kind in GRIDS:
-        profile = measured(kind, count=2)
-        profile.save(tmp_path / "deep" / "p.safetensors")
-        again = Profile.load(tmp_path / "deep" / "p.safetensors")
-        assert (again.kind, again.reference_numel, again.settings) == (kind, 256, profile.settings)
-        for name, tensor in vars(profile.entries).items():
-            assert torch.equal(tensor, getattr(again.entries, name))
-        assert [path.name for path in (tmp_path / "deep").iterdir()] == ["p.safetensors"]
-
-
-def test_a_broken_profile_file_is_refused(tmp_path):
-    path = tmp_path / "p.safetensors"
-    with pytest.raises(AnnealingError, match="cannot be used"):
-        Profile.load(path)
-    profile = measured("epsilon", count=2)
-    profile.save(path)
-    whole = path.read_bytes()
-    for broken in (
-        whole[: len(whole) // 2],
-        b"",
-        b"not a profile at all",
-        whole.replace(b"annealing-profile/1", b"annealing-profile/9"),
-        whole.replace(b'\\"knots\\"', b'\\"nots\\"!'),
-        whole.replace(b'"F32"', b'"I32"'),
-    ):
-        assert broken != whole
-        path.write_bytes(broken)
-        with pytest.raises(AnnealingError, match="cannot be used"):
-            Profile.load(path)
-    fewer = dataclasses.replace(profile.settings, knots=profile.settings.knots[1:])
-    dataclasses.replace(profile, settings=fewer).save(path)
-    with pytest.raises(AnnealingError, match="contradict each other"):
-        Profile.load(path)
-
-
-def test_an_unwritable_place_is_told(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(AnnealingError, match="could not be written"):
-        measured("epsilon", count=1).save(tmp_path / "file" / "p.safetensors")
 
 
 def test_a_tabulated_function_is_met_between_its_knots_with_its_slope():

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from annealing_guidance_pack.models.scale_file import load_scale
-from annealing_guidance_pack.training import shapes
+from annealing_guidance_pack.training import shapes, shards
 from annealing_guidance_pack.training.fit import FitSettings
 from annealing_guidance_pack.training.knots import Tabulated
-from annealing_guidance_pack.training.measure import measure
 from annealing_guidance_pack.training.profile import Profile
+from annealing_guidance_pack.training.shards import measure
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = 16
@@ -34,9 +34,9 @@ def profile(variant) -> Profile:
 
 def test_the_tabulated_second_term_is_the_model_s_own_at_random_scales(variant, profile):
     model, clip, vae = shapes.load_shapes(variant)
-    latents, captions = shapes.training_pictures(clip, vae, PICTURES, seed=0)
+    pictures = shapes.training_pictures(clip, vae, PICTURES, seed=0)
     empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-    evaluated = measure(model, latents, captions, empty, dataclasses.replace(profile.settings, knots=RANDOM_SCALES))
+    evaluated = measure(model, pictures, empty, dataclasses.replace(profile.settings, knots=RANDOM_SCALES))
     assert torch.equal(evaluated.entries.first, profile.entries.first)
     table = Tabulated(profile.settings.knots, profile.entries.second)
     scales = torch.tensor(RANDOM_SCALES).expand(len(profile.entries), -1)
@@ -65,25 +65,28 @@ def test_the_bundled_scale_belongs_to_the_model(variant):
     assert info.licence == "Apache-2.0"
 
 
-def test_profiles_that_are_there_are_not_measured_again(variant, profile, tmp_path, monkeypatch, capsys):
-    profile.save(tmp_path / f"shapes_{variant}.profile.safetensors")
-    monkeypatch.setattr(shapes, "measure_shapes", None)
+def test_profiles_that_are_there_are_not_measured_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shapes, "FitSettings", lambda: FitSettings(steps=10, hidden_width=8, depth=0))
-    shapes.main([variant, "--profiles", str(tmp_path), "--output", str(tmp_path)])
-    assert (tmp_path / f"shapes_{variant}.safetensors").is_file()
+    command = ["flow", "--pictures", "16", "--profiles", str(tmp_path), "--output", str(tmp_path)]
+    shapes.main(command)
+    (shard,) = (tmp_path / "shapes_flow").iterdir()
+    monkeypatch.setattr(shards, "measure_picture", None)
+    shapes.main(command)
+    assert (tmp_path / "shapes_flow.safetensors").is_file()
+    assert list((tmp_path / "shapes_flow").iterdir()) == [shard]
 
 
 def test_training_pictures_are_the_same_for_a_seed():
     _, clip, vae = shapes.load_shapes("flow")
-    (one, said), (again, said_again) = (shapes.training_pictures(clip, vae, 4, seed=1) for _ in range(2))
-    assert all(map(torch.equal, one, again)) and one[0].shape == (4, 16, 16)
-    assert all(torch.equal(a[0][0], b[0][0]) for a, b in zip(said, said_again, strict=True))
+    one, again = (shapes.training_pictures(clip, vae, 4, seed=1) for _ in range(2))
+    assert [picture.identity for picture in one] == [picture.identity for picture in again]
+    assert one[0].make()[0].shape == (4, 16, 16)
 
 
 def test_the_command_tells_a_user_s_mistake_in_one_sentence(comfyui, tmp_path):
-    (tmp_path / "shapes_flow.profile.safetensors").write_bytes(b"cut off")
-    command = [sys.executable, str(ROOT / "tools" / "train_scale.py"), "flow", "--profiles", str(tmp_path)]
+    (tmp_path / "shapes_flow").touch()  # in the place of the folder
+    command = [sys.executable, str(ROOT / "tools" / "train_scale.py"), "flow", "--pictures", "8", "--profiles", str(tmp_path)]
     environment = {**os.environ, "COMFYUI_PATH": str(comfyui)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
-    assert "dev.py scale: The profile" in done.stderr and "Traceback" not in done.stderr
+    assert "could not be written" in done.stderr and "Traceback" not in done.stderr

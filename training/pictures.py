@@ -1,0 +1,201 @@
+"""The pictures of a profile: given ones, or ones that the model itself makes from prompts.
+
+A picture's identity is a 63-bit number from the SHA-256 of what it is made of. Everything random about it is drawn from a seed
+made of the profile's seed and this identity, so its numbers do not depend on the order, the interruptions and the number of
+processes of a measuring.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import comfy.latent_formats
+import comfy.sample
+import comfy.samplers
+import torch
+
+from ..guidance import units
+from ..models.errors import AnnealingError
+from .fingerprint import digest
+
+# Conditionings are prepared once for rows of different noise levels, so none may hold for some levels only.
+_RANGES = ("start_percent", "end_percent", "timestep_start", "timestep_end")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture to measure at.
+
+    identity: 0 .. 2^63 - 1. make: gives its latent [C, ...], as a VAE gives it, and its positive CONDITIONING; called when it
+    is measured, and never for a picture that is measured already.
+    """
+
+    identity: int
+    make: Callable[[], tuple[torch.Tensor, list]]
+
+
+def identity_of(*parts) -> int:
+    """The identity of a picture made of these parts: nested lists, dicts, tensors, strings, numbers."""
+    return int.from_bytes(digest(parts)[:8], "big") >> 1
+
+
+def picture_seed(seed: int, identity: int) -> int:
+    """The seed of everything random about a picture: 0 .. 2^63 - 1."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{identity}".encode()).digest()[:8], "big") >> 1
+
+
+def given_pictures(latents: dict | Sequence[dict], positives: list) -> list[Picture]:
+    """Pictures from what nodes give: latents with captions.
+
+    latents: a LATENT, or several; each holds one picture or a batch. positives: a CONDITIONING, or several: one per picture
+    (a batched one counts as many), or a single one for all. AnnealingError where they do not fit together.
+    """
+    rows = [row for latent in ([latents] if isinstance(latents, dict) else latents) for row in _rows_of_latent(latent)]
+    captions = conditionings(positives)
+    if not rows or len(captions) not in (1, len(rows)):
+        raise AnnealingError(
+            f"There are {len(rows)} latents and {len(captions)} captions' conditionings: give one of each per picture, or one "
+            "conditioning for all."
+        )
+    if len(captions) == 1:
+        captions *= len(rows)
+    return [_given(latent, caption) for latent, caption in zip(rows, captions, strict=True)]
+
+
+def _given(latent: torch.Tensor, caption: list) -> Picture:
+    return Picture(identity_of(latent, caption), lambda: (latent, caption))
+
+
+def _rows_of_latent(latent: dict) -> list[torch.Tensor]:
+    samples = latent["samples"]
+    if getattr(samples, "is_nested", False):
+        raise AnnealingError("A latent holds picture and sound together (nested), which a profile cannot be measured on.")
+    if torch.count_nonzero(samples) == 0:
+        raise AnnealingError(
+            "A latent is empty (all zeros), so it is no picture to learn from. Encode pictures with the VAE, or let the model "
+            "make the pictures from the prompts."
+        )
+    return list(samples)
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """How a model makes its own pictures.
+
+    cfg: None for 5.0 (flow models: 3.5). scheduler: None for normal (flow models: simple). count: pictures per prompt.
+    """
+
+    steps: int = 28
+    cfg: float | None = None
+    sampler: str = "euler"
+    scheduler: str | None = None
+    count: int = 1
+    seed: int = 0
+
+
+def sampled_pictures(model, size: dict, positives: list, negative: list, settings: SampleSettings) -> list[Picture]:
+    """Pictures that the model makes from prompts, each when it is measured: ComfyUI's sampling with CFG.
+
+    size: an empty LATENT of the pictures' size (core's Empty Latent nodes, or `empty_latent`); its batch size does not count.
+    positives: as in `given_pictures`, one per prompt. One picture is sampled at a time, so that it comes out the same whatever
+    was made before it.
+    """
+    is_flow = units.prediction_kind(model.get_model_object("model_sampling")) == "velocity"
+    cfg = settings.cfg if settings.cfg is not None else (3.5 if is_flow else 5.0)
+    settings = replace(settings, cfg=cfg, scheduler=settings.scheduler or ("simple" if is_flow else "normal"))
+    for name, value, known in (
+        ("sampler", settings.sampler, comfy.samplers.SAMPLER_NAMES),
+        ("scheduler", settings.scheduler, comfy.samplers.SCHEDULER_NAMES),
+    ):
+        if value not in known:
+            raise AnnealingError(f"There is no {name} {value!r} in this ComfyUI. Choose one of: {', '.join(known)}.")
+    require_whole_run([negative])
+    empty = torch.zeros_like(size["samples"][:1], dtype=torch.float32, device="cpu")
+    empty = comfy.sample.fix_empty_latent_channels(model, empty)
+    how = asdict(settings) | {"shape": list(empty.shape)}
+    del how["count"]  # more pictures per prompt leave the first ones what they were
+
+    def sampled(caption: list, repeat: int) -> Picture:
+        identity = identity_of("sampled", caption, how, repeat)
+        return Picture(identity, lambda: (_sample(model, empty, caption, negative, settings, identity), caption))
+
+    return [sampled(caption, repeat) for repeat in range(settings.count) for caption in conditionings(positives)]
+
+
+def _sample(model, empty: torch.Tensor, caption: list, negative: list, settings: SampleSettings, identity: int) -> torch.Tensor:
+    seed = picture_seed(settings.seed, identity)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(empty.shape, generator=generator)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # samplers that add noise may draw it from here
+        samples = comfy.sample.sample(
+            model,
+            noise,
+            settings.steps,
+            settings.cfg,
+            settings.sampler,
+            settings.scheduler,
+            caption,
+            negative,
+            empty,
+            disable_pbar=True,
+            seed=seed,
+        )
+    return samples[0].cpu()
+
+
+# Pixels per latent place, where it is not 8, in hosts whose latent formats do not say it themselves.
+_PIXELS = {"Flux2": 16, "LTXV": 32, "HunyuanImage21": 32, "HunyuanVideo15": 16, "Wan22": 16, "ChromaRadiance": 1, "SC_B": 4}
+
+
+def empty_latent(model, width: int, height: int, frames: int = 1) -> dict:
+    """An empty LATENT for pictures of width x height pixels; frames: of the latent, for video models."""
+    latent_format = model.get_model_object("latent_format")
+    pixels = getattr(latent_format, "spacial_downscale_ratio", None) or _PIXELS.get(type(latent_format).__name__, 8)
+    time = [frames] if latent_format.latent_dimensions == 3 else []
+    return {"samples": torch.zeros(1, latent_format.latent_channels, *time, height // pixels, width // pixels)}
+
+
+def conditionings(positives: list) -> list[list]:
+    """One CONDITIONING per prompt, from a CONDITIONING or several, batched ones taken apart."""
+    several = [positives] if positives and _is_conditioning(positives) else positives
+    require_whole_run(several)
+    return [single for conditioning in several for single in _singles(conditioning)]
+
+
+def _is_conditioning(value: list) -> bool:
+    """A CONDITIONING is a list of [sequence, options]."""
+    return len(value[0]) == 2 and isinstance(value[0][1], dict)
+
+
+def _singles(conditioning: list) -> list[list]:
+    """A batched CONDITIONING taken apart. Entries for one prompt (combined ones, areas) stay together."""
+    size = max(_prompts(sequence, options) for sequence, options in conditioning)
+    if size == 1:
+        return [conditioning]
+
+    def row(value, i: int):
+        return value[i : i + 1] if isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) == size else value
+
+    return [
+        [[row(sequence, i), {key: row(value, i) for key, value in options.items()}] for sequence, options in conditioning]
+        for i in range(size)
+    ]
+
+
+def _prompts(sequence: torch.Tensor | None, options: dict) -> int:
+    embedding = sequence if sequence is not None else options.get("pooled_output")
+    return 1 if embedding is None else len(embedding)
+
+
+def require_whole_run(several: list[list]) -> None:
+    """AnnealingError for conditionings that hold for a part of the steps only, and for empty ones."""
+    if any(not conditioning for conditioning in several):
+        raise AnnealingError("A conditioning is empty. Connect CLIP Text Encode nodes with the captions and the negative prompt.")
+    if any(key in options for conditioning in several for _, options in conditioning for key in _RANGES):
+        raise AnnealingError(
+            "A conditioning is limited to a part of the steps (ConditioningSetTimestepRange), and a profile covers all of "
+            "them. Connect it without the limit."
+        )

@@ -1,0 +1,348 @@
+"""A profile's folder: measured pictures in small files, which survive whatever ends the measuring.
+
+Each process writes shards of its own (`*.safetensors`), whole or not at all, anew after every picture until they hold 64. So what
+was measured is on disk, and processes on one machine or many may fill one folder. A shard knows what it was measured on and how
+(`Origin`), and carries a SHA-256 of its contents; broken shards are skipped, those of another origin refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import secrets
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from ..guidance import units
+from ..models.errors import AnnealingError
+from ..models.scale_model import Prediction
+from ..models.whole_file import write_whole
+from .fingerprint import Fingerprint, Samples, alike, fingerprint, samples_of
+from .measure import measure_picture
+from .pictures import Picture, require_whole_run
+from .profile import Entries, Profile, ProfileSettings, steps_of_grid
+
+logger = logging.getLogger("annealing_guidance")
+
+FORMAT = "annealing-profile-shard/1"
+PICTURES_PER_SHARD = 64
+FIRST_BROKEN = 8  # so many pictures with NaN and none without: no use in going on
+_COLUMNS = [field.name for field in fields(Entries)]
+
+
+def measure_into(
+    folder: str | os.PathLike[str],
+    model,
+    pictures: Sequence[Picture],
+    negative: list,
+    settings: ProfileSettings,
+    batch_size: int = 16,
+    progress: Callable[[int, int], None] | None = None,
+) -> Profile:
+    """Measure the pictures that the folder does not hold yet; the merged profile of all that it holds then.
+
+    model: a ComfyUI MODEL (ModelPatcher), left as it was found, whatever happens. negative: one CONDITIONING for all.
+    batch_size: entries evaluated at once; the model sees twice as many rows, as in sampling a batch of that size.
+    progress: called with (pictures done, pictures in all), first before anything is measured; what it raises ends the measuring.
+
+    Pictures are measured in an order of this process's own, so that several processes with the same folder share the work. The
+    same pictures and settings give the same profile whatever the order and the interruptions. Pictures for which the model
+    predicts NaN or infinity are left out and told in the log. AnnealingError where nothing can be measured, the folder cannot be
+    written to, or holds a profile of another origin.
+    """
+    if not pictures:
+        raise AnnealingError("There are no pictures to measure. Give at least a few hundred, with their captions.")
+    if not negative or any(len(sequence) != 1 for sequence, _ in negative if sequence is not None):
+        raise AnnealingError("There must be one negative conditioning for all pictures. Connect one: an empty prompt.")
+    require_whole_run([negative])
+    store = _Folder(folder, origin_of(model, negative, settings), _precision(model))
+    pictures = list({picture.identity: picture for picture in pictures}.values())
+    whole = broken = 0
+
+    def tell() -> None:
+        if progress is not None:
+            progress(sum(picture.identity in store.measured for picture in pictures), len(pictures))
+
+    tell()
+    for i in torch.randperm(len(pictures), generator=torch.Generator().manual_seed(secrets.randbits(63))).tolist():
+        picture = pictures[i]
+        store.read()
+        if picture.identity in store.measured:
+            continue
+        entries, numel = measure_picture(model, picture, negative, settings, batch_size)
+        store.add(_Measured(entries, numel))
+        if entries.finite().all():
+            whole += 1
+        else:
+            broken += 1
+            if whole == 0 and broken >= min(FIRST_BROKEN, len(pictures)):
+                raise AnnealingError(
+                    f"The model predicted NaN or infinity for all of the first {broken} pictures. Check that it samples properly "
+                    "with these latents and captions, or run it in another precision."
+                )
+        tell()
+    return store.profile()
+
+
+def measure(
+    model,
+    pictures: Sequence[Picture],
+    negative: list,
+    settings: ProfileSettings,
+    batch_size: int = 16,
+    progress: Callable[[int, int], None] | None = None,
+) -> Profile:
+    """`measure_into` a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="annealing-profile-") as folder:
+        return measure_into(folder, model, pictures, negative, settings, batch_size, progress)
+
+
+def load_folder(folder: str | os.PathLike[str]) -> Profile:
+    """The merged profile of all shards in the folder and the folders in it.
+
+    Broken shards are skipped and told in the log. AnnealingError for a folder without shards, or with shards of several origins.
+    """
+    return _Folder(folder, None, "").profile()
+
+
+def measured_pictures(folder: str | os.PathLike[str], model, negative: list, settings: ProfileSettings) -> set[int]:
+    """Identities of the pictures that `measure_into` would not measure again."""
+    return _Folder(folder, origin_of(model, negative, settings), _precision(model)).measured
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a profile's numbers depend on besides its pictures. negative: samples of the negative's embeddings."""
+
+    kind: Prediction
+    settings: ProfileSettings
+    model: Fingerprint
+    negative: Samples
+
+    def differences(self, other: Origin) -> list[str]:
+        """What differs in the other one, as parts of a sentence; nothing where both belong to one profile."""
+        found = self.model.differences(other.model)
+        if self.kind != other.kind:
+            found.append(f"the other kind of prediction ({other.kind}, here {self.kind})")
+        if not alike(self.negative, other.negative):
+            found.append("another negative prompt")
+        for field in fields(ProfileSettings):
+            mine, theirs = getattr(self.settings, field.name), getattr(other.settings, field.name)
+            if mine != theirs:
+                found.append(f"another {field.name} ({_short(theirs)}, here {_short(mine)})")
+        return found
+
+    def metadata(self) -> dict[str, str]:
+        return {field.name: json.dumps(asdict(self)[field.name]) for field in fields(self)}
+
+    @staticmethod
+    def from_metadata(metadata: dict[str, str]) -> Origin:
+        """Raises KeyError, TypeError or ValueError where something is missing or of the wrong kind."""
+        facts = {field.name: json.loads(metadata[field.name]) for field in fields(Origin)}
+        if facts["kind"] not in ("epsilon", "velocity"):
+            raise ValueError(f"its kind of prediction is {facts['kind']!r}")
+        settings = facts["settings"]
+        for name in ("training_grid", "knots"):
+            settings[name] = tuple(settings[name]) if isinstance(settings[name], list) else settings[name]
+        return Origin(facts["kind"], ProfileSettings(**settings), Fingerprint(**facts["model"]), facts["negative"])
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:40]} ... {text[-12:]}"
+
+
+def origin_of(model, negative: list, settings: ProfileSettings) -> Origin:
+    """AnnealingError for a model or a training grid that no profile can be measured on."""
+    kind = units.prediction_kind(model.get_model_object("model_sampling"))
+    steps_of_grid(kind, settings.training_grid)
+    embeddings = [tensor for sequence, options in negative for tensor in (sequence, *options.values())]
+    embeddings = [tensor for tensor in embeddings if isinstance(tensor, torch.Tensor) and tensor.numel() > 0]
+    return Origin(kind, settings, fingerprint(model), samples_of(embeddings, 64))
+
+
+def _precision(model) -> str:
+    """What the model computes in: NaN in one precision says nothing about another."""
+    return f"{model.model_dtype()}, {getattr(model.model, 'manual_cast_dtype', None)}"
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One picture's entries, gap norms as they were, and the number of values of its latent."""
+
+    entries: Entries
+    numel: int
+
+    @property
+    def is_finite(self) -> bool:
+        return bool(self.entries.finite().all())
+
+
+@dataclass(frozen=True)
+class _Shard:
+    origin: Origin
+    precision: str
+    pictures: dict[int, _Measured]
+
+
+class _Folder:
+    """What a profile's folder holds, and this process's own shards in it.
+
+    origin: of what is added, and the only one that is taken; None takes that of the first shard. precision: NaN measured in
+    another one does not count as measured.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], origin: Origin | None, precision: str):
+        self.path, self.origin, self.precision = Path(path), origin, precision
+        self.measured: set[int] = set()
+        self._shards: dict[Path, _Shard] = {}
+        self._seen: dict[Path, tuple[int, int]] = {}
+        self._own: dict[int, _Measured] = {}
+        self._own_path: Path | None = None
+        self.read()
+
+    def read(self) -> None:
+        """Take in what has been written since the last time, by other processes too."""
+        for path in sorted(self.path.rglob("*.safetensors")):
+            with contextlib.suppress(FileNotFoundError):
+                state = path.stat()
+                signature = state.st_mtime_ns, state.st_size
+                if path == self._own_path or self._seen.get(path) == signature:
+                    continue
+                self._seen[path] = signature
+                self._take(path)
+
+    def _take(self, path: Path) -> None:
+        try:
+            shard = _read_shard(_patiently(path.read_bytes))
+        except FileNotFoundError:
+            return
+        except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+            logger.warning("Profile: the file %s is skipped, its pictures count as not measured: %s.", path, error)
+            return
+        self.origin = self.origin or shard.origin
+        if found := self.origin.differences(shard.origin):
+            raise AnnealingError(
+                f"{path} is part of another profile and cannot be merged with this one: it was measured with "
+                f"{', and '.join(found)}. Use a folder of its own for each model and each choice of settings."
+            )
+        self._shards[path] = shard
+        self._note(shard)
+
+    def _note(self, shard: _Shard) -> None:
+        is_ours = shard.precision == self.precision
+        self.measured.update(number for number, picture in shard.pictures.items() if is_ours or picture.is_finite)
+
+    def add(self, picture: _Measured) -> None:
+        """Write one more picture; it is on disk when this returns."""
+        self._own[int(picture.entries.picture[0])] = picture
+        if self._own_path is None:
+            self._own_path = self.path / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(6)}.safetensors"
+        shard = _Shard(self.origin, self.precision, dict(self._own))
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            _write_shard(self._own_path, shard)
+        except OSError as error:
+            advice = "Free some space" if error.errno == errno.ENOSPC else "Make the folder writable, or choose another"
+            raise AnnealingError(
+                f"{self._own_path} could not be written: {error.strerror or error}. {advice}, and run this again: it goes on "
+                f"with what is on disk, {len(self.measured)} pictures."
+            ) from error
+        self._shards[self._own_path] = shard
+        self._note(shard)
+        if len(self._own) >= PICTURES_PER_SHARD:
+            self._own, self._own_path = {}, None
+
+    def profile(self) -> Profile:
+        """All of it merged: sorted by picture, each picture once, those with NaN left out."""
+        self.read()
+        pictures: dict[int, _Measured] = {}
+        for _, shard in sorted(self._shards.items()):
+            for number, picture in shard.pictures.items():
+                if number not in pictures or not pictures[number].is_finite:
+                    pictures[number] = picture
+        whole = {number: pictures[number] for number in sorted(pictures) if pictures[number].is_finite}
+        if len(whole) < len(pictures):
+            logger.warning(
+                "Profile: %d of %d pictures in %s are left out, as the model predicted NaN or infinity for them.",
+                *(len(pictures) - len(whole), len(pictures), self.path),
+            )
+        if not whole:
+            raise AnnealingError(
+                f"{self.path} holds no measured pictures{' without NaN or infinity' if pictures else ''}. Measure a profile into "
+                "it first."
+            )
+        numel = _most_frequent([picture.numel for picture in whole.values()])
+        return Profile(self.origin.kind, numel, self.origin.settings, Entries.joined(list(_at_size(whole.values(), numel))))
+
+
+def _most_frequent(values: list[int]) -> int:
+    """Of equally frequent ones the largest."""
+    return max(set(values), key=lambda value: (values.count(value), value))
+
+
+def _at_size(pictures, numel: int) -> Iterator[Entries]:
+    """Their entries, gap norms as latents of `numel` values would have: a norm grows with the square root of that number."""
+    for picture in pictures:
+        columns = vars(picture.entries)
+        yield Entries(**columns | {"gap_norm": columns["gap_norm"] * (numel / picture.numel) ** 0.5})
+
+
+def _write_shard(path: Path, shard: _Shard) -> None:
+    pictures = list(shard.pictures.values())
+    tensors = {name: x.contiguous() for name, x in vars(Entries.joined([picture.entries for picture in pictures])).items()}
+    tensors["numel"] = torch.cat([torch.full_like(picture.entries.picture, picture.numel) for picture in pictures])
+    metadata = {"format": FORMAT, "precision": shard.precision, **shard.origin.metadata()}
+    data = safetensors.torch.save(tensors, metadata=metadata | {"sha256": _checksum(metadata, tensors)})
+    _patiently(lambda: write_whole(path, lambda file: file.write(data)))
+
+
+def _patiently(act: Callable[[], Any]) -> Any:
+    """On Windows a file cannot be replaced while another process reads it, nor read while it is replaced."""
+    for _ in range(10 if sys.platform == "win32" else 0):
+        try:
+            return act()
+        except PermissionError:
+            time.sleep(0.05)
+    return act()
+
+
+def _read_shard(data: bytes) -> _Shard:
+    """From a file's bytes, at once: an open file could not be replaced on Windows. ValueError and others for a broken one."""
+    tensors = safetensors.torch.load(data)
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT}")
+    if metadata.pop("sha256", None) != _checksum(metadata, tensors):
+        raise ValueError("its contents do not have the checksum that was written with them")
+    origin = Origin.from_metadata(metadata)
+    numel = tensors.pop("numel")
+    entries = Entries(**{name: tensors.pop(name) for name in _COLUMNS})
+    numbers, counts = entries.picture.unique_consecutive(return_counts=True)
+    rows = torch.arange(len(entries)).split(counts.tolist())
+    pictures = {
+        number: _Measured(entries[of_picture], int(numel[of_picture[0]]))
+        for number, of_picture in zip(numbers.tolist(), rows, strict=True)
+    }
+    return _Shard(origin, metadata["precision"], pictures)
+
+
+def _checksum(metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> str:
+    hashed = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        hashed.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + tensor.numpy().tobytes())
+    return hashed.hexdigest()
