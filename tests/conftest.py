@@ -25,7 +25,7 @@ if COMFYUI:
     import_comfyui(COMFYUI, cpu=True)
 else:
     # These folders test code that imports ComfyUI. `python tools/dev.py test` always provides one.
-    collect_ignore = ["guidance", "nodes", "shapes", "training"]
+    collect_ignore = ["guidance", "nodes", "plots", "shapes", "training"]
 import_pack(ROOT)
 
 
