@@ -13,6 +13,7 @@ from ..models.errors import AnnealingError
 from ..models.scale_model import ScaleModel
 from . import folding, renoising, units
 from .coverage import covers_nothing, per_sample
+from .extent import GapExtent, has_frames_on_batch
 from .trace import NO_NEGATIVE, NO_POSITIVE, AnnealingTrace, GuidedCall
 
 logger = logging.getLogger("annealing_guidance")
@@ -51,7 +52,21 @@ class GuidedRun:
         self.several_calls = renoising.calls_several_times(sampler)
         if advice := renoising.advice(self.folded, sampler, self.model_sampling):
             logger.warning("Annealing guidance: %s", advice)
+        self.guidance_lambda = guidance.guidance_lambda
+        self.extent = GapExtent()
         trace.begin(guidance.scale_model.info.name, guidance.guidance_lambda, self.folded)
+
+    def begin(self, guider, noise: torch.Tensor, latent_shapes=None, **_) -> None:
+        """Fit the run to what ComfyUI's guider is about to sample; AnnealingError where the lambdas don't fit the batch.
+
+        Called in outer_sample, whose keyword arguments it takes. noise: [B, ...], packed where latent_shapes has several.
+        """
+        frames_on_batch = has_frames_on_batch(guider.model_patcher, guider.model_options)
+        self.extent = GapExtent(latent_shapes or [noise.shape], frames_on_batch)
+        self.extent.follow_mask(guider.model_options)
+        if isinstance(self.guidance_lambda, torch.Tensor):
+            _require_one_lambda_per_sample(self.guidance_lambda.numel(), noise.shape[0])
+            self.guidance_lambda = self.guidance_lambda.to(guider.model_patcher.load_device)
 
     def finish(self) -> None:
         """Report what the user should know. The only wait for the device, after the last step."""
@@ -63,10 +78,10 @@ class GuidedRun:
         info = self.guidance.scale_model.info
         level = units.noise_level(self.model_sampling, sigma)
         timestep = units.network_timestep(self.kind, level)
-        norm = units.gap_norm(self.model_sampling, cond, uncond, sigma)
-        norm = units.norm_at_reference_size(norm, cond[0].numel(), info)
+        norm = self.extent.gap_norm(self.model_sampling, cond, uncond, sigma)
+        norm = units.norm_at_reference_size(norm, self.extent.numel(cond), info)
         with torch.no_grad():
-            scale = self.guidance.scale_model(timestep, norm, self.guidance.guidance_lambda)
+            scale = self.guidance.scale_model(timestep, norm, self.guidance_lambda)
 
         k_train = folding.folding_factor(self.kind, level, schedule.next_on_training_grid(level, info, self.kind))
         k_own = self._own_factor(sigma, model_options, k_train)
@@ -97,7 +112,7 @@ def guided_step(
     The gap is taken after the pre-CFG hooks, which are part of the prediction. They receive the scale for the gap as it
     was before them; sampler_cfg_function and the post-CFG hooks receive the scale that is really used, as [B, 1, ...].
 
-    The gap is that of the whole latent: when inpainting, of the kept part too. Frames on the batch axis count as samples.
+    extent.py says over which values the gap is measured.
     """
     conds = [positive, negative]
     sigmas = sigma.expand(x.shape[0])
@@ -116,6 +131,15 @@ def guided_step(
     return comfy.samplers.cfg_function(
         model, cond, uncond, scale, x, sigma, model_options=model_options, cond=positive, uncond=negative
     )
+
+
+def _require_one_lambda_per_sample(lambdas: int, batch: int) -> None:
+    if lambdas not in (1, batch):
+        raise AnnealingError(
+            f"lambda_per_sample has {lambdas} numbers, but the batch to be sampled has {batch} "
+            f"{'sample' if batch == 1 else 'samples'}. Give as many numbers as samples (the latent's batch_size), one number "
+            "for all, or leave it empty to use guidance_lambda."
+        )
 
 
 def _predict(model, conds: list, x: torch.Tensor, sigma: torch.Tensor, model_options: dict) -> list[torch.Tensor]:

@@ -37,7 +37,8 @@ class GuidedCall(NamedTuple):
 class AnnealingTrace:
     """The calls of the latest run. A node hands it out empty; it fills when the sampling runs, and a later run replaces it.
 
-    A solver that calls the model more than once a step gives more calls than steps.
+    A solver that calls the model more than once a step gives more calls than steps. guidance_lambda is one number, or a
+    tensor with one for every sample.
     """
 
     def __init__(self):

@@ -1,7 +1,6 @@
 """The guided step inside ComfyUI's sampling: rows, hooks, batches, missing and broken predictions, no waiting for the device."""
 
 import logging
-import math
 
 import comfy.model_patcher
 import comfy.samplers
@@ -15,8 +14,7 @@ from annealing_guidance_pack.models.errors import AnnealingError
 from annealing_guidance_pack.models.fixed_scale import FixedScale
 from closed_form import SmoothScale, closed_form_model, conditioning, sample
 from comfy.model_base import ModelType
-from comfy.nested_tensor import NestedTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from no_waiting import NoWaiting
 
 SHAPE = (3, 4, 8, 8)
 SIGMAS = torch.tensor([14.0, 6.0, 2.0, 0.5, 0.0])
@@ -86,24 +84,6 @@ def test_a_batch_as_large_as_the_latent_is_wide_is_guided_per_sample(means):
     batch = sample(guider_of(closed_form_model(), means), euler(), SIGMAS, noise)
     alone = sample(guider_of(closed_form_model(), means[5:6]), euler(), SIGMAS, noise[5:6])
     torch.testing.assert_close(batch[5:6], alone, atol=2e-6, rtol=0)
-
-
-def test_video_latents_are_guided_too():
-    means, noise = torch.randn(2, 2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(3))
-    guider = guider_of(closed_form_model(), means)
-    assert sample(guider, euler(), SIGMAS, noise).isfinite().all()
-    assert used_of(guider).shape == (4, 2)
-
-
-def test_nested_audio_and_video_latents_are_guided_too():
-    shapes = [(2, 4, 3, 8, 8), (2, 8, 10)]
-    packed = sum(math.prod(shape[1:]) for shape in shapes)
-    guider = guider_of(closed_form_model(), torch.randn(2, 1, packed, generator=torch.Generator().manual_seed(4)))
-    nested = NestedTensor([torch.randn(shape, generator=torch.Generator().manual_seed(5)) for shape in shapes])
-    with torch.inference_mode():
-        latent = guider.sample(nested, NestedTensor([torch.zeros(shape) for shape in shapes]), euler(), SIGMAS, seed=0)
-    assert [tuple(part.shape) for part in latent.unbind()] == shapes
-    assert all(part.isfinite().all() for part in latent.unbind())
 
 
 @pytest.mark.parametrize("model_type", [ModelType.V_PREDICTION_EDM, ModelType.FLOW_COSMOS, ModelType.EDM], ids=lambda t: t.name)
@@ -321,15 +301,6 @@ def test_a_custom_sampler_between_scheduled_sigmas_gets_its_own_noise_level(mean
     sigmas = torch.stack([call.sigma[0] for call in guider.trace.calls])
     assert len(sigmas) > len(SIGMAS) - 1
     assert (used_of(guider) > 0).all()
-
-
-class NoWaiting(TorchDispatchMode):
-    """Fails on what makes the host wait for a device: reading a tensor's value."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func is not torch.ops.aten._local_scalar_dense.default, "a tensor's value was read on the host"
-        assert func not in (torch.ops.aten.nonzero.default, torch.ops.aten.masked_select.default), "a size depends on values"
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("model_type", [ModelType.EPS, ModelType.FLOW], ids=lambda t: t.name)

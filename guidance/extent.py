@@ -1,0 +1,103 @@
+"""Over which values of a latent the gap is measured.
+
+A scale was trained on whole latents of one kind. Where only a part of the latent is of that kind or can change at all, the
+gap is measured there, and brought to the norm that a whole latent would have with the same gap per value:
+
+    packed latents   video with sound and the like, packed by ComfyUI into [B, 1, N]: the first part, which is the picture's.
+                     Its scale guides the other parts too: they are sampled together with it, and no scale was trained on
+                     their latents.
+    inpainting       where the mask lets the latent change, weighted by the mask. Of a packed latent the first part that
+                     changes, so sound made for a given video goes by the sound's gap. A mask that lets nothing change
+                     counts as none. DifferentialDiffusion's mask changes at every step; that of the step is used.
+    frames           AnimateDiff, SVD and the like put a video's frames on the batch axis. They get one scale, from the root
+                     mean square of their norms: a scale of each frame's own would make the video flicker.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import comfy.model_base
+import torch
+
+from . import units
+
+ANIMATEDIFF = "ADE"  # under which AnimateDiff-Evolved attaches its motion models to a model
+
+
+class GapExtent:
+    """Where the gap of one sampling run is measured. Reads no tensor's value, so it never waits for the device."""
+
+    def __init__(self, latent_shapes: Sequence[Sequence[int]] = (), frames_on_batch: bool = False):
+        """latent_shapes: of each part [B, ...], as ComfyUI's guiders are told them. frames_on_batch: the batch is one video."""
+        self._parts = [math.prod(shape[1:]) for shape in latent_shapes]
+        self._frames_on_batch = frames_on_batch
+        self._mask: torch.Tensor | None = None
+        self._weight: torch.Tensor | None = None
+
+    def follow_mask(self, model_options: dict) -> None:
+        """Learn from ComfyUI which mask each model call is masked with.
+
+        model_options: the run's own. Its denoise_mask_function is asked for every call of a run that has a mask, right
+        before the prediction; what was there already (DifferentialDiffusion) is called as before.
+        """
+        given = model_options.get("denoise_mask_function")
+
+        def followed(sigma, denoise_mask, extra_options):
+            mask = given(sigma, denoise_mask, extra_options=extra_options) if given else denoise_mask
+            if mask is not self._mask:  # an unchanging mask is prepared once per run
+                self._mask, self._weight = mask, None
+            return mask
+
+        model_options["denoise_mask_function"] = followed
+
+    def numel(self, prediction: torch.Tensor) -> int:
+        """How many values the latent has to which `gap_norm` belongs: those of the first part."""
+        return self._parts[0] if self._is_packed else prediction[0].numel()
+
+    def gap_norm(
+        self, model_sampling: torch.nn.Module, cond: torch.Tensor, uncond: torch.Tensor, sigma: torch.Tensor
+    ) -> torch.Tensor:
+        """units.gap_norm of the values that count, for a latent of `numel` values: [B], float32."""
+        if self._weight is None and (self._is_packed or self._mask is not None):
+            self._weight = self._weight_of(cond)
+        norm = units.gap_norm(model_sampling, cond, uncond, sigma, self._weight)
+        return norm.square().mean().sqrt().expand_as(norm) if self._frames_on_batch else norm
+
+    @property
+    def _is_packed(self) -> bool:
+        return len(self._parts) > 1
+
+    def _weight_of(self, like: torch.Tensor) -> torch.Tensor:
+        """What each value's gap is multiplied by: [B, N], so that the sum of squares is that of `numel` values."""
+        mask = torch.ones_like(like[:1]) if self._mask is None else self._mask.expand_as(like)
+        share = mask.to(torch.float32).clamp(0, 1).flatten(1)
+        if self._is_packed:
+            share = _first_that_changes(share.split(self._parts, dim=1))
+        total = self._total(share)
+        share = torch.where(total > 0, share, 1.0)
+        return (share * (self.numel(like) / self._total(share))).sqrt()
+
+    def _total(self, share: torch.Tensor) -> torch.Tensor:
+        """How many values count: [B, 1]; of frames on the batch axis the mean over all, [1, 1]."""
+        total = share.sum(dim=1, keepdim=True)
+        return total.mean(dim=0, keepdim=True) if self._frames_on_batch else total
+
+
+def has_frames_on_batch(model_patcher, model_options: dict) -> bool:
+    """Whether a batch of this model is one video: AnimateDiff-Evolved, SVD and SV3D, context windows along the batch."""
+    return (
+        bool(model_patcher.get_additional_models_with_key(ANIMATEDIFF))
+        or isinstance(model_patcher.model, comfy.model_base.SVD_img2vid)
+        or getattr(model_options.get("context_handler"), "dim", None) == 0
+    )
+
+
+def _first_that_changes(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The mask [B, N] of the first part that changes, zero in the others. parts: the mask of each, [B, n]."""
+    kept, found = [], torch.zeros_like(parts[0][:, :1], dtype=torch.bool)
+    for part in parts:
+        kept.append(torch.where(found, 0.0, part))
+        found = found | (part > 0).any(dim=1, keepdim=True)
+    return torch.cat(kept, dim=1)
