@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from comfy_api.latest import io
 
 from ..guidance.family import default_scale_name
@@ -9,6 +12,7 @@ from ..guidance.guider import AnnealingCFGGuider
 from ..guidance.patch import patch_model
 from ..guidance.renoising import CHOICES, Renoise
 from ..guidance.step import Guidance
+from ..models.errors import AnnealingError
 from ..models.scale_model import ScaleModel
 from .host import CATEGORY, where_known
 from .scale import AnnealingScale, load_scale_by_name
@@ -47,9 +51,9 @@ class AnnealingGuider(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, positive, negative, guidance_lambda, renoise, match_training_steps, scale_model=None
+        cls, model, positive, negative, guidance_lambda, renoise, match_training_steps, scale_model=None, lambda_per_sample=""
     ) -> io.NodeOutput:
-        guidance = _guidance(model, scale_model, guidance_lambda, renoise, match_training_steps)
+        guidance = _guidance(model, scale_model, guidance_lambda, renoise, match_training_steps, lambda_per_sample)
         guider = AnnealingCFGGuider(model, guidance)
         guider.set_conds(positive, negative)
         return io.NodeOutput(guider, guider.trace)
@@ -82,8 +86,10 @@ class AnnealingModelPatch(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, guidance_lambda, renoise, match_training_steps, scale_model=None) -> io.NodeOutput:
-        guidance = _guidance(model, scale_model, guidance_lambda, renoise, match_training_steps)
+    def execute(
+        cls, model, guidance_lambda, renoise, match_training_steps, scale_model=None, lambda_per_sample=""
+    ) -> io.NodeOutput:
+        guidance = _guidance(model, scale_model, guidance_lambda, renoise, match_training_steps, lambda_per_sample)
         return io.NodeOutput(*patch_model(model, guidance))
 
 
@@ -91,12 +97,36 @@ _ALIASES = ["annealing guidance", "learned guidance scale", "dynamic cfg", "adap
 
 
 def _guidance(
-    model, scale_model: ScaleModel | None, guidance_lambda: float, renoise: Renoise, match_training_steps: bool
+    model,
+    scale_model: ScaleModel | None,
+    guidance_lambda: float,
+    renoise: Renoise,
+    match_training_steps: bool,
+    lambda_per_sample: str,
 ) -> Guidance:
     """The node's inputs as Guidance; an unconnected scale_model means the one of the model's family."""
+    lambdas = parse_lambdas(lambda_per_sample)
     if scale_model is None:
         scale_model = load_scale_by_name(default_scale_name(model))
-    return Guidance(scale_model, guidance_lambda, renoise, match_training_steps)
+    return Guidance(scale_model, guidance_lambda if lambdas is None else lambdas, renoise, match_training_steps)
+
+
+def parse_lambdas(text: str) -> torch.Tensor | None:
+    """The numbers of lambda_per_sample, "0, 0.4, 0.8": [count], each 0..1; None for an empty text.
+
+    AnnealingError for what is not such a number. Whether the count fits the batch is known only when sampling begins.
+    """
+    entries = text.replace(",", " ").split()
+    try:
+        values = [float(entry) for entry in entries]
+    except ValueError:
+        values = [math.nan]
+    if not all(0 <= value <= 1 for value in values):
+        raise AnnealingError(
+            f'lambda_per_sample is "{text}". Write one number from 0 to 1 for each sample of the batch, with commas between them '
+            'and points inside them, for example "0, 0.2, 0.4, 0.6, 0.8", or leave it empty to use guidance_lambda for all.'
+        )
+    return torch.tensor(values) if values else None
 
 
 def _guidance_inputs() -> list[io.Input]:
@@ -133,6 +163,16 @@ def _guidance_inputs() -> list[io.Input]:
             tooltip="On: the guidance is as strong as at the step count the scale was trained for, at any number of steps and "
             "with any sampler. Off: the paper to the letter, weaker with fewer steps and stronger with more.",
             **where_known(io.Boolean.Input, advanced=True),
+        ),
+        # Last: workflows saved without it give their widgets' values by position.
+        io.String.Input(
+            "lambda_per_sample",
+            default="",
+            optional=True,
+            tooltip="A guidance_lambda for each sample of the batch, so that one run shows a sweep: 0, 0.2, 0.4, 0.6, 0.8 for a "
+            "latent of batch_size 5. Type the numbers here; a list connected to guidance_lambda makes one run per number. "
+            "Empty: guidance_lambda for all.",
+            **where_known(io.String.Input, advanced=True),
         ),
     ]
 

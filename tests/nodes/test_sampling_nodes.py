@@ -31,11 +31,12 @@ def schema_of(node):
 PUBLIC = {
     "AnnealingGuider": (
         {"model": None, "positive": None, "negative": None, "scale_model": None, "guidance_lambda": 0.4, "renoise": "auto",
-         "match_training_steps": True},
+         "match_training_steps": True, "lambda_per_sample": ""},
         ["GUIDER", "ANNEALING_TRACE"],
     ),
     "AnnealingModelPatch": (
-        {"model": None, "scale_model": None, "guidance_lambda": 0.4, "renoise": "auto", "match_training_steps": True},
+        {"model": None, "scale_model": None, "guidance_lambda": 0.4, "renoise": "auto", "match_training_steps": True,
+         "lambda_per_sample": ""},
         ["MODEL", "ANNEALING_TRACE"],
     ),
     "AnnealingSampler": ({"eta": 0.0, "renoise_mix": 1.0}, ["SAMPLER"]),
@@ -51,9 +52,9 @@ def test_ids_inputs_defaults_and_outputs_are_the_public_ones(node):
     assert [output.io_type for output in schema.outputs] == outputs
 
 
-def test_only_the_scale_model_is_optional():
+def test_only_the_scale_model_and_lambdas_per_sample_are_optional():
     for node in OURS:
-        assert {given.id for given in schema_of(node).inputs if given.optional} <= {"scale_model"}
+        assert {given.id for given in schema_of(node).inputs if given.optional} <= {"scale_model", "lambda_per_sample"}
 
 
 @pytest.mark.parametrize("node", OURS, ids=lambda node: node.__name__)
