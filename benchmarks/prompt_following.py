@@ -20,6 +20,7 @@ from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
+from devkit import SetupError  # noqa: E402
 from devkit.in_process import PACK, import_comfyui, import_pack  # noqa: E402
 
 STEPS = 50
@@ -32,7 +33,10 @@ HEADER = f"{'':50} prompts right      drawing error"
 
 def load_hosts() -> None:
     """Make the ComfyUI of COMFYUI_PATH and the pack importable; before anything else."""
-    import_comfyui(Path(os.environ["COMFYUI_PATH"]), cpu=True)
+    try:
+        import_comfyui(Path(os.environ["COMFYUI_PATH"]), cpu=True)
+    except SetupError as error:
+        sys.exit(f"dev.py bench: {error}")
     import_pack(ROOT)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from devkit import SetupError
 from devkit.cache import cache_folder
 from devkit.environment import Host
 from devkit.in_process import import_comfyui, import_pack
@@ -22,7 +23,10 @@ settings.load_profile("pack")
 
 COMFYUI = Path(os.environ["COMFYUI_PATH"]).resolve() if os.environ.get("COMFYUI_PATH") else None
 if COMFYUI:
-    import_comfyui(COMFYUI, cpu=True)
+    try:
+        import_comfyui(COMFYUI, cpu=True)
+    except SetupError as error:
+        sys.exit(f"dev.py test: {error}")
 else:
     # These folders test code that imports ComfyUI. `python tools/dev.py test` always provides one.
     collect_ignore = ["guidance", "nodes", "plots", "shapes", "training"]

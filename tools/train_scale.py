@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from devkit import SetupError
 from devkit.in_process import import_comfyui, import_pack
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -14,7 +15,10 @@ def main() -> None:
     import torch
 
     on_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-    import_comfyui(Path(os.environ["COMFYUI_PATH"]), cpu=not on_gpu)
+    try:
+        import_comfyui(Path(os.environ["COMFYUI_PATH"]), cpu=not on_gpu)
+    except SetupError as error:
+        sys.exit(f"dev.py scale: {error}")
     pack = import_pack(ROOT).__name__
     training = importlib.import_module(f"{pack}.training.shapes")
     errors = importlib.import_module(f"{pack}.models.errors")

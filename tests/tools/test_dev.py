@@ -149,3 +149,14 @@ def test_the_server_ends_with_the_one_who_started_it(tmp_path, comfyui, how):
                 return
         time.sleep(0.1)
     pytest.fail("the server still answers")
+
+
+def test_a_comfyui_whose_requirements_are_not_installed_is_named_with_what_is_missing(tmp_path):
+    (tmp_path / "comfy").mkdir()
+    for name in ("main", "comfy/cli_args"):
+        (tmp_path / f"{name}.py").touch()
+    (tmp_path / "comfy" / "options.py").write_text("def enable_args_parsing(): ...")
+    (tmp_path / "comfy" / "sd.py").write_text("import new_kernels")
+    said = sentence(run_dev("test", environment=environment_with(tmp_path / "cache", COMFYUI_PATH=str(tmp_path))))
+    assert f"The ComfyUI in {tmp_path} cannot be imported" in said
+    assert "No module named 'new_kernels'" in said

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
+from . import SetupError
 from .torchvision_shim import define_missing_operators
 
 PACK = "annealing_guidance_pack"
@@ -21,6 +22,7 @@ def import_comfyui(folder: Path, cpu: bool) -> None:
 
     ComfyUI reads its arguments when `comfy.cli_args` is first imported, so they are set for just that import.
     Its models, outputs and settings go to a temporary folder: nothing is written into the ComfyUI that is used.
+    SetupError where this Python lacks what that ComfyUI needs, as after an update without its requirements.
     """
     scratch = tempfile.mkdtemp(prefix="annealing-guidance-")
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
@@ -33,6 +35,13 @@ def import_comfyui(folder: Path, cpu: bool) -> None:
         importlib.import_module("comfy.cli_args")
     finally:
         sys.argv = own_arguments
+    try:
+        importlib.import_module("comfy.sd")  # most of ComfyUI and of its requirements hang on this one
+    except Exception as error:
+        raise SetupError(
+            f"The ComfyUI in {folder} cannot be imported by {sys.executable} ({type(error).__name__}: {error}): install its "
+            "requirements.txt there, or unset COMFYUI_PATH to have a ComfyUI set up in the cache."
+        ) from error
     # ComfyUI's `nodes` puts `comfy/`, which has a `utils.py`, first on the path: the package `utils` must be there before.
     importlib.import_module("utils.extra_config")
 
