@@ -2,10 +2,10 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import guider, sampling, scale, shapes
+from . import fitting, guider, sampling, scale, shapes, training
 
 # One line per topic, in the order of the menu.
-NODES: list[type[io.ComfyNode]] = [*guider.NODES, *scale.NODES, *sampling.NODES, *shapes.NODES]
+NODES: list[type[io.ComfyNode]] = [*guider.NODES, *scale.NODES, *sampling.NODES, *training.NODES, *fitting.NODES, *shapes.NODES]
 
 
 class AnnealingGuidance(ComfyExtension):

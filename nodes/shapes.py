@@ -1,10 +1,10 @@
-"""The embedded demo model as a node."""
+"""The embedded demo as nodes: its model, and pictures to train a scale on."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..shapes.loader import VARIANTS, load_shapes
+from ..shapes.loader import VARIANTS, captioned_pictures, load_shapes
 from .host import CATEGORY, where_known
 
 
@@ -42,4 +42,39 @@ class ShapesLoader(io.ComfyNode):
         return io.NodeOutput(*load_shapes(variant))
 
 
-NODES: list[type[io.ComfyNode]] = [ShapesLoader]
+class ShapesDataset(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ShapesDataset",
+            display_name="Shapes Pictures (demo data)",
+            category=CATEGORY,
+            description="Captioned pictures for the demo model, drawn on the spot: what a folder of your own pictures with "
+            "captions is for a real model. Connect both lists to Make Training Dataset.",
+            inputs=[
+                io.Int.Input("count", default=256, min=1, max=4096, tooltip="Number of pictures. A scale needs at least 8."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=False,  # the interface would draw other pictures for every run
+                    tooltip="The same seed draws the same pictures. None shows a scene that the demo model is tested on.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="images", is_output_list=True, tooltip="List of pictures of 128 x 128, to encode with the VAE."
+                ),
+                io.String.Output(display_name="texts", is_output_list=True, tooltip="List of their captions."),
+            ],
+            **where_known(io.Schema, search_aliases=["demo dataset", "example dataset", "training pictures"]),
+        )
+
+    @classmethod
+    def execute(cls, count: int, seed: int) -> io.NodeOutput:
+        pictures, captions = captioned_pictures(count, seed)
+        return io.NodeOutput(list(pictures.split(1)), captions)
+
+
+NODES: list[type[io.ComfyNode]] = [ShapesLoader, ShapesDataset]

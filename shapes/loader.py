@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..models.errors import AnnealingError
-from . import text
+from . import scenes, text
 from .autoencoder import CHANNELS, AutoEncoder
 from .files import load_part
 from .network import ShapesTransformer
@@ -173,3 +173,15 @@ def load_shapes(variant: str) -> tuple[comfy.model_patcher.ModelPatcher, comfy.s
     if variant not in VARIANTS:
         raise AnnealingError(f"There is no Shapes variant {variant!r}: choose {' or '.join(VARIANTS)}.")
     return _model(variant), _clip(), _vae()
+
+
+def captioned_pictures(count: int, seed: int) -> tuple[torch.Tensor, list[str]]:
+    """Pictures [count, 128, 128, 3] as VAE Encode takes them, and their captions, drawn by the demo's renderer.
+
+    Scenes that the demo model is tested on are left out; either object may come first in the caption.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    numbers, _ = scenes.scene_split()
+    drawn = scenes.place(numbers[torch.randint(len(numbers), (count,), generator=generator)], generator)
+    pictures = scenes.render(drawn).repeat_interleave(ENLARGE, 2).repeat_interleave(ENLARGE, 3).movedim(1, -1)
+    return pictures, [scenes.caption(drawn, i, swapped=bool(torch.rand((), generator=generator) < 0.5)) for i in range(count)]

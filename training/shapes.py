@@ -11,8 +11,7 @@ import torch
 from ..guidance import paper_schedule
 from ..models.scale_file import save_scale
 from ..models.scale_network import ScaleNetwork
-from ..shapes import scenes
-from ..shapes.loader import ENLARGE, VARIANTS, load_shapes
+from ..shapes.loader import VARIANTS, captioned_pictures, load_shapes
 from .fit import Check, FitSettings, fit
 from .pictures import Picture, given_pictures
 from .profile import Profile, ProfileSettings, TrainingGrid
@@ -34,11 +33,7 @@ def training_grid(variant: str, model_sampling: torch.nn.Module) -> TrainingGrid
 
 def training_pictures(clip, vae, count: int, seed: int) -> list[Picture]:
     """Pictures (latents 4 x 16 x 16) that the renderer draws, with their captions; held-out scenes left out."""
-    generator = torch.Generator().manual_seed(seed)
-    numbers, _ = scenes.scene_split()
-    drawn = scenes.place(numbers[torch.randint(len(numbers), (count,), generator=generator)], generator)
-    pictures = scenes.render(drawn).repeat_interleave(ENLARGE, 2).repeat_interleave(ENLARGE, 3).movedim(1, -1)
-    said = [scenes.caption(drawn, i, swapped=bool(torch.rand((), generator=generator) < 0.5)) for i in range(count)]
+    pictures, said = captioned_pictures(count, seed)
     with torch.no_grad():
         latents = torch.cat([vae.encode(part) for part in pictures.split(64)])
         captions = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in said]

@@ -1,0 +1,38 @@
+"""The training grid that a scale is made for, from what a user chooses: a number of steps and a scheduler."""
+
+from __future__ import annotations
+
+import comfy.samplers
+import torch
+
+from ..guidance import paper_schedule, units
+from ..models.errors import AnnealingError
+from ..models.schedule import TIMESTEPS
+from .profile import TrainingGrid
+
+PAPER = "paper"
+SCHEDULERS = (PAPER, *comfy.samplers.SCHEDULER_NAMES)
+# A learned scale is about 1 on any grid, so the grid sets the strength: at scale 1 the paper's 50 steps mean CFG 12 on average,
+# 28 steps of a flow model CFG 28/6 = 4.7, whatever its shift.
+USUAL_STEPS = {"epsilon": 50, "velocity": 28}
+
+
+def training_grid(model_sampling: torch.nn.Module, steps: int = 0, scheduler: str = PAPER) -> TrainingGrid:
+    """The grid for ProfileSettings. steps: 0 for the usual number of the model's kind.
+
+    scheduler: "paper", the Paper Schedule node's levels (for epsilon models kept as a number of timesteps per step), or one of
+    ComfyUI's. AnnealingError where fewer than three steps are left.
+    """
+    if scheduler not in SCHEDULERS:
+        raise AnnealingError(f"There is no scheduler {scheduler!r} in this ComfyUI. Choose one of: {', '.join(SCHEDULERS)}.")
+    kind = units.prediction_kind(model_sampling)
+    steps = steps or USUAL_STEPS[kind]
+    if scheduler == PAPER and kind == "epsilon":
+        return TIMESTEPS // min(max(steps, 1), TIMESTEPS)
+    sigmas = (
+        paper_schedule.sigmas(model_sampling, steps)
+        if scheduler == PAPER
+        else comfy.samplers.calculate_sigmas(model_sampling, scheduler, steps)
+    )
+    levels = units.noise_level(model_sampling, sigmas.cpu())
+    return tuple(levels.unique().flip(0).tolist())  # some schedulers give a level twice
