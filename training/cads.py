@@ -16,7 +16,6 @@ _MASK_OF = {
     "conditioning_llama3": None,  # HiDream: [1, layers, tokens, channels]
     "conditioning_mt5xl": "attention_mask_mt5xl",  # HunyuanDiT
     "conditioning_byt5small": None,  # HunyuanImage 2.1, HunyuanVideo 1.5
-    "conditioning_lyrics": None,  # ACE-Step
 }
 
 
