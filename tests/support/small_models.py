@@ -66,13 +66,15 @@ _MODELS = {
 NAMES = tuple(_MODELS)
 
 
-def small_model(name: str, seed: int = 0) -> comfy.model_patcher.ModelPatcher:
+def small_model(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> comfy.model_patcher.ModelPatcher:
     """A MODEL of ComfyUI's own class with random weights, the same for the same seed; name: one of NAMES.
 
+    dtype: of the weights; others than float32 are cast while computing, as ComfyUI does with 8-bit ones.
     Latents of 4 channels (SD3: 16) and any even size from 8 x 8 (SD15 and SDXL: multiples of 4) up to 32 x 32.
     """
     config_class, network = _MODELS[name]
     config = config_class(network)
+    config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
     if name != "SD3":  # fewer heads than the real ones, whose widths divide by 8 heads or by 64
         config.unet_config.update(num_heads=HEADS, num_head_channels=-1)
     model = config.get_model({}, "", device=CPU)
@@ -106,9 +108,9 @@ def _randomise(network: torch.nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in network.named_parameters():
         if parameter.ndim > 1:
-            parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter[0].numel() ** -0.5)
         else:
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
     for buffer in network.buffers():
-        buffer.normal_(0, 0.02, generator=generator)
+        buffer.copy_(0.02 * torch.randn(buffer.shape, generator=generator))
     network.requires_grad_(False)
