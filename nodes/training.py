@@ -84,8 +84,7 @@ class AnnealingProfiler(io.ComfyNode):
                     default=8,
                     min=1,
                     max=500,
-                    tooltip="Noise levels to measure each picture at. Twice as many take twice as long; more pictures are better "
-                    "than more samples.",
+                    tooltip="Noise levels to measure each picture at. Twice as many take twice as long.",
                 ),
                 io.Int.Input(
                     "seed",
