@@ -145,11 +145,13 @@ def _model(variant: str) -> comfy.model_patcher.ModelPatcher:
         model.diffusion_model = FlowNetwork(transformer)
     else:
         model.diffusion_model = EpsilonNetwork(transformer, model.model_sampling.sigmas)
-    return comfy.model_patcher.ModelPatcher(
+    patcher = comfy.model_patcher.ModelPatcher(
         model,
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
+    patcher.cached_patcher_init = (_model, (variant,))  # newer hosts: how to make it again on another GPU
+    return patcher
 
 
 def _clip() -> comfy.sd.CLIP:

@@ -13,6 +13,7 @@ from annealing_guidance_pack.guidance.sampler import null_renoising_sampler
 from annealing_guidance_pack.guidance.step import Guidance, GuidedRun
 from annealing_guidance_pack.guidance.trace import AnnealingTrace
 from annealing_guidance_pack.models.fixed_scale import FixedScale
+from annealing_guidance_pack.shapes.loader import load_shapes
 from closed_form import CPU, closed_form_model, conditioning, sample
 from comfy.model_base import ModelType
 from scales import INFO, made_up_network
@@ -90,6 +91,41 @@ def test_each_of_two_devices_evaluates_one_condition_per_step(by, sampler):
     alone = sampled(guider_of(by, closed_form_model())[0], sampler)
     torch.testing.assert_close(latent, alone, atol=1e-6, rtol=0)
     assert len(trace.calls) == STEPS
+
+
+@multi_gpu
+@pytest.mark.parametrize("patched_first", [True, False])
+def test_the_demo_model_is_guided_on_two_devices_that_the_host_has_spread_it_over(patched_first):
+    """By the host's own clone for another GPU, made before or after the patch."""
+    model, clip, _ = load_shapes("flow")
+    positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a red circle", ""))
+    guidance = Guidance(FixedScale("constant", 0.8))
+
+    def spread(model):
+        model = model.clone()
+        second = model.deepclone_multigpu(new_load_device=torch.device("cpu", 0))
+        second.is_multigpu_base_clone = True
+        model.set_additional_models("multigpu", [second])
+        return model, [each.model.diffusion_model for each in (model, second)]
+
+    def latent(model):
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(positive, negative)
+        noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+        return sample(guider, SOLVERS["euler"](), torch.tensor([1.0, 0.5, 0.0]), noise)
+
+    if patched_first:
+        both, networks = spread(patch_model(model, guidance)[0])
+    else:
+        both, networks = spread(model)
+        both, _ = patch_model(both, guidance)
+    rows = []
+    for network in networks:
+        network.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    assert networks[0] is not networks[1]
+    result = latent(both)
+    assert rows == [1] * 4  # two steps, one condition on each device
+    torch.testing.assert_close(result, latent(patch_model(model, guidance)[0]), atol=1e-5, rtol=0)
 
 
 def tensors_in(value, path):
