@@ -16,6 +16,10 @@ CHOICES: tuple[Renoise, ...] = get_args(Renoise)
 # ComfyUI's solvers that evaluate the model more than once per step, by the beginning of their names.
 SEVERAL_CALLS = ("heun", "dpm_2", "dpm_fast", "dpm_adaptive", "dpmpp_2s", "dpmpp_sde", "seeds")
 
+# ComfyUI's samplers that are wrong on flow models under any guidance, and which to use instead: they add noise as for models
+# of the VE form, without the factor 1 - s of the flow path.
+WRONG_ON_FLOW = {"ddpm": "euler_ancestral", "res_multistep_ancestral": "res_multistep"}
+
 
 def calls_several_times(sampler) -> bool:
     """Whether the sampler calls the model several times per step. Unknown samplers count as calling it once."""
@@ -55,9 +59,15 @@ def advice(folded: bool, sampler, model_sampling: torch.nn.Module) -> str | None
             f'renoise is "folded", but the sampler {name} renoises with the unconditional prediction: the guidance counts '
             'twice and pictures may burn. Choose "auto".'
         )
-    # Their step leaves out the factor 1 - s' of the flow path; euler_cfg_pp and euler_ancestral_cfg_pp have it.
-    if "cfg_pp" in name and not name.startswith("euler") and isinstance(model_sampling, comfy.model_sampling.CONST):
-        return f"The step of the sampler {name} is not correct for flow models. Use the Annealing Sampler or euler_cfg_pp."
+    if isinstance(model_sampling, comfy.model_sampling.CONST):
+        # Their step leaves out the factor 1 - s' too; euler_cfg_pp and euler_ancestral_cfg_pp have it.
+        if "cfg_pp" in name and not name.startswith("euler"):
+            return f"The step of the sampler {name} is not correct for flow models. Use the Annealing Sampler or euler_cfg_pp."
+        if name in WRONG_ON_FLOW:
+            return (
+                f"The step of the sampler {name} is not correct for flow models, with or without guidance. "
+                f"Use {WRONG_ON_FLOW[name]}."
+            )
     return None
 
 

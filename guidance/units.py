@@ -4,7 +4,7 @@ ComfyUI's samplers know a model only through its denoised prediction D(x, sigma)
 prediction of an epsilon model or the velocity of a flow model. What is converted, and what is refused:
 
   EPS, V_PREDICTION, EDM, X0, LCM   "epsilon": all sampled in the form x = x0 + sigma noise, where eps = (x - D)/sigma
-                                    whatever the model itself predicts. With sigma_data other than 1 (EDM) the noise
+  V_PREDICTION_DDPM (newer hosts)   whatever the model itself predicts. With sigma_data other than 1 (EDM) the noise
                                     level is sigma/sigma_data.
   CONST (flow)                      "velocity": x = (1-s) x0 + s noise, v = (x - D)/s, sigma = s.
   COSMOS_RFLOW                      "velocity", though sampled like EPS: s = sigma/(sigma+1), v = (x (1-s) - D)/s.
@@ -24,18 +24,24 @@ from ..models import schedule
 from ..models.errors import AnnealingError
 from ..models.scale_model import Prediction, ScaleInfo
 
-# Kinds without a noise path; some hosts have the second. They inherit from EPS and CONST, so they are looked up first.
-_PATHLESS = tuple(
-    getattr(comfy.model_sampling, name) for name in ("IMG_TO_IMG", "IMG_TO_IMG_FLOW") if hasattr(comfy.model_sampling, name)
-)
+
+def _that_exist(*names: str) -> tuple[type, ...]:
+    """Of ComfyUI's kinds of prediction, those that this host has."""
+    return tuple(getattr(comfy.model_sampling, name) for name in names if hasattr(comfy.model_sampling, name))
+
+
+# Kinds without a noise path. They inherit from EPS and CONST, so they are looked up first.
+_PATHLESS = _that_exist("IMG_TO_IMG", "IMG_TO_IMG_FLOW")
+_VE_FORM = _that_exist("EPS", "V_PREDICTION_DDPM")
+_FLOW = _that_exist("CONST", "COSMOS_RFLOW")
 
 
 def prediction_kind(model_sampling: torch.nn.Module) -> Prediction:
     """Which of the two the model is sampled as; AnnealingError for neither."""
     if not isinstance(model_sampling, _PATHLESS):
-        if isinstance(model_sampling, comfy.model_sampling.EPS):
+        if isinstance(model_sampling, _VE_FORM):
             return "epsilon"
-        if isinstance(model_sampling, (comfy.model_sampling.CONST, comfy.model_sampling.COSMOS_RFLOW)):
+        if isinstance(model_sampling, _FLOW):
             return "velocity"
     bases = " + ".join(base.__name__ for base in type(model_sampling).__bases__)
     raise AnnealingError(

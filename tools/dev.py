@@ -6,6 +6,7 @@
     python tools/dev.py bench    one of the benchmarks: bench prompt_following
     python tools/dev.py train    trains the demo model again: train text autoencoder judge flow epsilon
     python tools/dev.py scale    fits the demo's bundled scales again: scale epsilon flow
+    python tools/dev.py compatibility   runs the compatibility tests and writes docs/COMPATIBILITY.md from them
 
 The first run installs Python packages and a ComfyUI into a cache folder outside the repository. `ANNEALING_CACHE` names another
 folder; `COMFYUI_PATH` uses an existing ComfyUI, with its own Python, and writes nothing into it.
@@ -53,10 +54,21 @@ def demo(options: argparse.Namespace) -> int:
 
 def test(options: argparse.Namespace) -> int:
     """Run pytest over `tests/` with the same ComfyUI."""
+    return run_pytest(*options.rest)
+
+
+def compatibility(options: argparse.Namespace) -> int:
+    """Run the tests whose results docs/COMPATIBILITY.md shows, and write it if they pass."""
+    # The page's own test comes last.
+    folders = [folder for folder in ("tests/beside", "tests/compatibility") if (ROOT / folder).is_dir()]
+    return run_pytest(*folders, "--write-page", *options.rest)
+
+
+def run_pytest(*arguments: str) -> int:
     host = prepare_host(packages=TEST_PACKAGES)
     use_one_thread()
     environment = {**host.environment(), "COMFYUI_PATH": str(host.comfyui)}
-    return run_attached([str(host.python), "-m", "pytest", *options.rest], environment, folder=ROOT)
+    return run_attached([str(host.python), "-m", "pytest", *arguments], environment, folder=ROOT)
 
 
 def use_one_thread() -> None:
@@ -105,6 +117,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         ("bench", bench, "run one of the benchmarks"),
         ("train", train, "train the demo model again, or parts of it"),
         ("scale", scale, "fit the demo's bundled scales again: epsilon, flow or both"),
+        ("compatibility", compatibility, "run the compatibility tests and write docs/COMPATIBILITY.md from them"),
     ):
         commands.add_parser(command, help=text, add_help=False).set_defaults(run=run)
     options, rest = parser.parse_known_args(arguments)

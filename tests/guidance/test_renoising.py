@@ -60,13 +60,26 @@ def test_a_choice_that_does_not_fit_is_honoured_with_one_warning(sampler, renois
         assert guider.trace.folded == (renoise == "folded")
 
 
-@pytest.mark.parametrize("name", [name for name in comfy.samplers.SAMPLER_NAMES if "cfg_pp" in name])
-def test_cfg_pp_samplers_whose_flow_step_is_wrong_are_named(name):
+@pytest.mark.parametrize("name, instead", [
+    ("dpmpp_2m_cfg_pp", "Annealing Sampler or euler_cfg_pp"),
+    ("dpmpp_2s_ancestral_cfg_pp", "Annealing Sampler or euler_cfg_pp"),
+    ("res_multistep_cfg_pp", "Annealing Sampler or euler_cfg_pp"),
+    ("res_multistep_ancestral_cfg_pp", "Annealing Sampler or euler_cfg_pp"),
+    ("gradient_estimation_cfg_pp", "Annealing Sampler or euler_cfg_pp"),
+    ("res_multistep_ancestral", "Use res_multistep."),
+    ("ddpm", "Use euler_ancestral."),
+    ("euler_cfg_pp", None),
+    ("euler_ancestral_cfg_pp", None),
+    ("res_multistep", None),
+])  # fmt: skip
+def test_samplers_whose_flow_step_is_wrong_are_named_with_what_to_use_instead(name, instead):
+    """That these are all of them, and that they are wrong, is measured in tests/compatibility/test_samplers.py."""
     sampler = comfy.samplers.sampler_object(name)
+    folded = renoising.is_folded("auto", sampler)
     flow, ve = (closed_form_model(kind).get_model_object("model_sampling") for kind in (ModelType.FLOW, ModelType.EPS))
-    assert renoising.advice(False, sampler, ve) is None
-    advice = renoising.advice(False, sampler, flow)
-    if name.startswith("euler"):
+    assert renoising.advice(folded, sampler, ve) is None
+    advice = renoising.advice(folded, sampler, flow)
+    if instead is None:
         assert advice is None
     else:
-        assert name in advice and "not correct for flow models" in advice
+        assert name in advice and "not correct for flow models" in advice and instead in advice

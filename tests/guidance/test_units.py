@@ -8,8 +8,10 @@ from annealing_guidance_pack.models import schedule
 from annealing_guidance_pack.models.errors import AnnealingError
 from closed_form import ClosedFormConfig, SmoothScale
 from comfy.model_base import ModelType, model_sampling
+from kinds import KINDS, is_flow, model_of, network_output
 
 EPSILON_TYPES = ["EPS", "V_PREDICTION", "V_PREDICTION_EDM", "STABLE_CASCADE", "EDM", "V_PREDICTION_CONTINUOUS"]
+EPSILON_TYPES += [name for name in ["V_PREDICTION_DDPM"] if name in ModelType.__members__]
 VELOCITY_TYPES = ["FLOW", "FLUX", "FLOW_COSMOS"]
 
 
@@ -43,45 +45,107 @@ def test_a_fixed_rule_fits_every_model(name):
     units.require_match(SmoothScale(None).info, sampling_of(name))
 
 
-@pytest.mark.parametrize("name", ["EPS", "V_PREDICTION", "V_PREDICTION_EDM", "V_PREDICTION_CONTINUOUS"])
-def test_the_same_sigma_is_the_same_timestep_whatever_the_model_calls_it(name):
-    sigma = schedule.ve_sigmas()[[0, 500, 999]].float()
-    level = units.noise_level(sampling_of(name), sigma)
-    torch.testing.assert_close(units.network_timestep("epsilon", level), torch.tensor([0.0, 500.0, 999.0]), atol=1e-3, rtol=0)
-
-
 def test_edm_noise_levels_are_relative_to_the_datas_deviation():
     sampling = sampling_of("EDM", sigma_data=0.5)
     torch.testing.assert_close(units.noise_level(sampling, torch.tensor([3.0])), torch.tensor([6.0]))
 
 
-def test_cosmos_levels_are_flow_times():
-    level = units.noise_level(sampling_of("FLOW_COSMOS"), torch.tensor([1.0, 4.0]))
-    torch.testing.assert_close(units.network_timestep("velocity", level), torch.tensor([500.0, 800.0]))
+BY_NAME = {kind.name: kind for kind in KINDS}
+GUIDABLE = [kind for kind in KINDS if kind.path]
+EPSILON = [kind for kind in GUIDABLE if not is_flow(kind)]
+VELOCITY = [kind for kind in GUIDABLE if is_flow(kind)]
+
+
+def own_sampling(kind):
+    return model_of(kind).get_model_object("model_sampling")
+
+
+@pytest.mark.parametrize("kind", EPSILON, ids=str)
+def test_the_same_signal_to_noise_ratio_is_the_same_timestep_on_every_model_of_epsilon_kind(kind):
+    timesteps = torch.tensor([0, 1, 500, 998, 999])
+    sigma = schedule.ve_sigmas()[timesteps].float() * kind.sigma_data
+    level = units.noise_level(own_sampling(kind), sigma)
+    torch.testing.assert_close(units.network_timestep("epsilon", level), timesteps.float(), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("kind", VELOCITY, ids=str)
+def test_the_same_share_of_noise_is_the_same_timestep_on_every_flow_model(kind):
+    """Whatever the model's shift is, and whether it calls its own times 0..1 or 0..1000."""
+    s = torch.tensor([0.001, 0.25, 0.5, 0.98])
+    sigma = s / (1 - s) if kind.path == "cosmos" else s
+    level = units.noise_level(own_sampling(kind), sigma)
+    torch.testing.assert_close(units.network_timestep("velocity", level), 1000 * s, atol=1e-3, rtol=0)
+
+
+def test_the_models_own_timesteps_differ_where_the_networks_do_not():
+    sigma, names = torch.tensor([0.5]), ["flow 1000", "flow 1", "flux"]
+    own = [own_sampling(BY_NAME[name]).timestep(sigma).item() for name in names]
+    networks = [units.network_timestep("velocity", units.noise_level(own_sampling(BY_NAME[name]), sigma)) for name in names]
+    assert own == [500, 0.5, 0.5] and [value.item() for value in networks] == [500, 500, 500]
+
+
+@pytest.mark.parametrize("name", ["v zsnr", "v edm", "v continuous", "edm", "cascade"])
+def test_a_sigma_beyond_the_networks_schedule_is_its_last_timestep(name):
+    """The network's own training ends at sigma 14.6. With zero terminal SNR models begin at 4518."""
+    sigma = own_sampling(BY_NAME[name]).sigma_max[None]
+    level = units.noise_level(own_sampling(BY_NAME[name]), sigma)
+    assert level.item() > 14.7
+    assert units.network_timestep("epsilon", level).item() == 999
+
+
+def test_the_zero_terminal_snr_model_begins_at_its_huge_sigma():
+    assert own_sampling(BY_NAME["v zsnr"]).sigma_max.item() == pytest.approx(4518.7, abs=0.1)
+
+
+def test_lcms_fifty_noise_levels_are_every_twentieth_timestep():
+    level = units.noise_level(own_sampling(BY_NAME["lcm"]), own_sampling(BY_NAME["lcm"]).sigmas)
+    expected = torch.arange(19, 1000, 20).float()
+    torch.testing.assert_close(units.network_timestep("epsilon", level), expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("kind", GUIDABLE, ids=str)
+def test_every_models_levels_lead_back_to_its_sigmas(kind):
+    sigma = own_sampling(kind).sigmas[[0, len(own_sampling(kind).sigmas) // 2, -2]]
+    back = units.sigma_of_level(own_sampling(kind), units.noise_level(own_sampling(kind), sigma))
+    torch.testing.assert_close(back, sigma, rtol=1e-4, atol=0)
+
+
+# By how much the gap that a scale network knows is smaller than the gap of the model's own outputs, by how the output is defined.
+GAP_OF_OUTPUTS = {
+    "eps": lambda sigma: 1,
+    "cascade": lambda sigma: 1,
+    "x0": lambda sigma: 1 / sigma,
+    # c_out of LCM's boundary condition, by its own timestep: nearly 1
+    "lcm": lambda sigma: 1,
+    "v": lambda sigma: 1 / (1 + sigma**2) ** 0.5,
+    "v zsnr": lambda sigma: 1 / (1 + sigma**2) ** 0.5,
+    "v edm": lambda sigma: 1 / (1 + sigma**2) ** 0.5,
+    "v continuous": lambda sigma: 1 / (1 + sigma**2) ** 0.5,
+    "v ddpm": lambda sigma: 1 / (1 + sigma**2) ** 0.5,
+    "edm": lambda sigma: 0.5 / (0.5**2 + sigma**2) ** 0.5,
+    "flow 1000": lambda sigma: 1,
+    "flow 1": lambda sigma: 1,
+    "flux": lambda sigma: 1,
+    "flow av": lambda sigma: 1,
+    "cosmos": lambda sigma: 1,
+}
+
+
+@pytest.mark.parametrize("kind", GUIDABLE, ids=str)
+def test_the_gap_of_every_kind_of_model_follows_from_its_outputs(kind):
+    sampling, sigma = own_sampling(kind), torch.tensor([0.7, 0.2])
+    cond, uncond, x = torch.randn(3, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    denoised = predictions_of(sampling, sigma, (cond, uncond), x)
+    norm = units.gap_norm(sampling, *denoised, sigma)
+    expected = GAP_OF_OUTPUTS[kind.name](sigma) * (cond - uncond).flatten(1).norm(dim=1)
+    torch.testing.assert_close(norm, expected, atol=0, rtol=1e-4)
+    of_noise_or_velocity = [network_output(kind, one, x, sigma.view(-1, 1, 1, 1)) for one in denoised]
+    implied = (of_noise_or_velocity[0] - of_noise_or_velocity[1]).flatten(1).norm(dim=1)
+    torch.testing.assert_close(norm, implied, atol=0, rtol=1e-4)
 
 
 def predictions_of(sampling, sigma, outputs, x):
     return [sampling.calculate_denoised(sigma, output, x) for output in outputs]
-
-
-@pytest.mark.parametrize("name", ["EPS", "FLOW", "FLUX", "FLOW_COSMOS"])
-def test_the_gap_is_that_of_the_models_own_outputs(name):
-    """EPS models answer with eps, flow models with v: the norm of the difference of the two answers, per sample."""
-    torch.manual_seed(0)
-    sampling, sigma = sampling_of(name), torch.tensor([0.7, 0.2])
-    cond, uncond, x = torch.randn(3, 2, 4, 8, 8)
-    norm = units.gap_norm(sampling, *predictions_of(sampling, sigma, (cond, uncond), x), sigma)
-    torch.testing.assert_close(norm, (cond - uncond).flatten(1).norm(dim=1), atol=1e-4, rtol=1e-4)
-
-
-def test_the_gap_of_a_v_prediction_model_is_that_of_the_noise_it_implies():
-    """v = alpha eps - sigma x0 in the VP form, so eps_c - eps_u = alpha (v_c - v_u) with alpha = 1/sqrt(1 + sigma^2)."""
-    torch.manual_seed(0)
-    sampling, sigma = sampling_of("V_PREDICTION"), torch.tensor([0.7, 6.0])
-    cond, uncond, x = torch.randn(3, 2, 4, 8, 8)
-    norm = units.gap_norm(sampling, *predictions_of(sampling, sigma, (cond, uncond), x), sigma)
-    expected = (cond - uncond).flatten(1).norm(dim=1) / (1 + sigma**2) ** 0.5
-    torch.testing.assert_close(norm, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 8, 8), (2, 16, 3, 8, 8), (2, 1, 500)], ids=["image", "video", "packed"])

@@ -40,10 +40,24 @@ class GaussianDenoiser(torch.nn.Module):
         std, mean = context[:, 0, 0].view(sigma.shape), context[:, 0, 1:].reshape(x.shape)
         self.rows += x.shape[0]
         self.calls += 1
-        if isinstance(self.model_sampling, comfy.model_sampling.CONST):
+        sampling = self.model_sampling
+        if isinstance(sampling, comfy.model_sampling.CONST):
             return (x - flow_denoised(x, sigma, mean, std)) / sigma
-        unscaled = x * (sigma**2 + self.model_sampling.sigma_data**2) ** 0.5
+        if type(sampling).calculate_denoised is not comfy.model_sampling.EPS.calculate_denoised:
+            return self.answer_in_any_units(x, sigma, mean, std)
+        unscaled = x * (sigma**2 + sampling.sigma_data**2) ** 0.5
         return (unscaled - ve_denoised(unscaled, sigma, mean, std)) / sigma
+
+    def answer_in_any_units(self, x, sigma, mean, std):
+        """What a network of any kind sampled in the VE form answers, so that ComfyUI's calculate_denoised finds E[x0 | x].
+
+        Both of ComfyUI's conversions are linear in what they convert, so two evaluations of each are enough to invert them.
+        """
+        sampling, level, like = self.model_sampling, sigma.double().flatten(), x.double()
+        unscaled = like / sampling.calculate_input(level, torch.ones_like(like))
+        offset = sampling.calculate_denoised(level, torch.zeros_like(like), unscaled)
+        factor = sampling.calculate_denoised(level, torch.ones_like(like), torch.zeros_like(like))
+        return ((ve_denoised(unscaled, sigma.double(), mean, std) - offset) / factor).to(x.dtype)
 
 
 def ve_denoised(x, sigma, mean, std):

@@ -1,0 +1,117 @@
+"""docs/COMPATIBILITY.md says what the tests find on this ComfyUI, and its reading and writing fit together."""
+
+import itertools
+import math
+from pathlib import Path
+
+import comfyui_version
+import compatibility_page as page
+import pytest
+from compatibility import ENTRIES, SAMPLERS, TOLERANCE, outcome
+from compatibility_page import Results
+from kinds import KINDS
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "COMPATIBILITY.md"
+IS_OLDEST = comfyui_version.__version__ == page.OLDEST
+
+
+def found_on_this_host(on_page: Results) -> Results:
+    """Every cell, judged anew where its own test didn't run before."""
+    found = Results({kind.name: kind.models for kind in KINDS}, {}, {})
+    largest = dict.fromkeys(found.kinds, 0.0)
+    for sampler, kind in itertools.product(SAMPLERS, KINDS):
+        outcomes = [outcome(sampler, kind, entry) for entry in ENTRIES]
+        found.cells[sampler, kind.name] = page.cell([one.verdict for one in outcomes])
+        for one in outcomes:
+            if one.sentence:
+                found.sentences[sampler if one.verdict == "warned" else kind.name] = one.sentence
+            largest[kind.name] = max(largest[kind.name], one.deviation)
+    found.deviations = {kind: rounded_up(value) for kind, value in largest.items()}
+    if not IS_OLDEST:
+        new = [name for name in [*found.samplers, *found.kinds] if name not in [*on_page.samplers, *on_page.kinds]]
+        found.since = dict.fromkeys(new, comfyui_version.__version__)
+    return found
+
+
+def rounded_up(value: float) -> str:
+    if not value:
+        return ""
+    exponent = math.floor(math.log10(value))
+    return f"{math.ceil(value / 10**exponent)}e{exponent}"
+
+
+def test_the_page_says_what_the_tests_find(request):
+    text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+    on_page = page.parse(text)
+    found = found_on_this_host(on_page)
+    written = page.render(page.merged(on_page, found), f"{TOLERANCE:g}", page.beside_marks(ROOT / "tests" / "beside"))
+    if request.config.getoption("--write-page", default=False):
+        assert not request.session.testsfailed, "not written, because tests failed"
+        PAGE.write_text(written, encoding="utf-8", newline="\n")
+        return
+    advice = "run python tools/dev.py compatibility and commit docs/COMPATIBILITY.md"
+    assert not (different := page.differences(on_page, found)), "\n".join([advice, *different])
+    assert without_deviations(text) == without_deviations(written), advice
+
+
+def without_deviations(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.startswith(f"| {page.LARGEST}")]
+
+
+OLD = Results(
+    {"eps": "SD", "flow": "SD3"},
+    {("a", "eps"): "✓", ("a", "flow"): "⚠", ("c", "eps"): "✓", ("c", "flow"): "✓"},
+    {"a": "Bad. Use c."},
+    {"eps": "2e-6", "flow": ""},
+)
+NEW = Results(
+    {"eps": "SD", "new": "N", "flow": "SD3"},
+    {(sampler, kind): "✓" for sampler in "abc" for kind in ("eps", "new", "flow")} | {("a", "flow"): "⚠"},
+    {"a": "Bad. Use c."},
+    {"eps": "2e-6", "new": "", "flow": ""},
+    since={"b": "9.1", "new": "9.1"},
+)
+
+
+def test_a_page_is_read_back_as_it_was_written():
+    for results in (OLD, NEW, page.merged(OLD, NEW)):
+        assert page.parse(page.render(results, "0.001", [("SomeNode", "Both act.")])) == results
+
+
+def test_what_only_a_newer_comfyui_has_is_added_in_its_place_and_kept_by_an_older_one():
+    both = page.merged(OLD, NEW)
+    assert both.samplers == ["a", "b", "c"] and list(both.kinds) == ["eps", "new", "flow"]
+    assert both.since == NEW.since and both.deviations == NEW.deviations
+    assert page.merged(both, OLD) == both
+
+
+def test_an_older_comfyui_ignores_what_only_a_newer_one_has():
+    assert page.differences(page.merged(OLD, NEW), OLD) == []
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda r: r.cells.update({("a", "eps"): "✗"}), "a on eps"),
+    (lambda r: r.cells.update({("x", "eps"): "✓", ("x", "flow"): "✓"}), "x on eps"),
+    (lambda r: r.sentences.update({"a": "Worse."}), "Worse"),
+    (lambda r: r.sentences.clear(), "Bad. Use c."),
+    (lambda r: r.kinds.update({"flow": "SD4"}), "SD4"),
+])  # fmt: skip
+def test_a_page_that_says_something_else_is_found_out(change, said):
+    found = page.parse(page.render(OLD, "0.001", []))
+    change(found)
+    assert any(said in line for line in page.differences(OLD, found))
+
+
+def test_a_sampler_that_is_gone_is_found_out():
+    gone = Results(OLD.kinds, {key: mark for key, mark in OLD.cells.items() if key[0] != "c"}, OLD.sentences)
+    assert any("c is on the page" in line for line in page.differences(OLD, gone))
+
+
+def test_marks_of_tests_beside_other_nodes_are_read_from_their_source(tmp_path):
+    (tmp_path / "test_a.py").write_text(
+        'import pytest\n@pytest.mark.beside("Zebra", "Both act.")\ndef test_z(): ...\n'
+        'case = pytest.param(1, marks=pytest.mark.beside("Apple", "One "\n"line."))\n'
+        '@pytest.mark.beside("Zebra", "Both act.")\ndef test_again(): ...\n'
+    )
+    assert page.beside_marks(tmp_path) == [("Apple", "One line."), ("Zebra", "Both act.")]
