@@ -110,7 +110,7 @@ def render(results: Results, tolerance: str, beside: list[tuple[str, str]]) -> s
     lines = [INTRODUCTION.format(tolerance=tolerance)]
     lines += _table(["kind", "models"], [[named(kind, kind), models] for kind, models in results.kinds.items()])
     if results.since:
-        lines += ["", "A version in brackets: only that ComfyUI and newer ones have it."]
+        lines += ["", f"A version in brackets: ComfyUI {OLDEST} lacks it; tested on that version."]
     rows = [[named(name, f"`{name}`"), *(results.cells[name, kind] for kind in kinds)] for name in samplers]
     rows.append([LARGEST, *(results.deviations.get(kind, "") for kind in kinds)])
     lines += ["", *_table(["sampler", *(named(kind, kind) for kind in kinds)], rows)]
