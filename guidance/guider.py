@@ -37,7 +37,7 @@ class AnnealingCFGGuider(comfy.samplers.CFGGuider):
         # Guiders are cached between runs: everything that belongs to a run begins here.
         self.run = GuidedRun(self.guidance, self.trace, self.model_patcher, sampler)
         try:
-            self.run.begin(self, noise, **kwargs)
+            self.run.begin(self, noise, kwargs.get("latent_shapes"))
             output = super().outer_sample(noise, latent_image, sampler, *args, **kwargs)
         finally:
             run, self.run = self.run, None

@@ -42,7 +42,7 @@ class AnnealingPatch:
         _require_positive_and_negative(guider)
         self.run = GuidedRun(self.guidance, self.trace, guider.model_patcher, sampler)
         try:
-            self.run.begin(guider, noise, **kwargs)
+            self.run.begin(guider, noise, kwargs.get("latent_shapes"))
             output = executor(noise, latent_image, sampler, *args, **kwargs)
         finally:
             run, self.run = self.run, None

@@ -56,10 +56,10 @@ class GuidedRun:
         self.extent = GapExtent()
         trace.begin(guidance.scale_model.info.name, guidance.guidance_lambda, self.folded)
 
-    def begin(self, guider, noise: torch.Tensor, latent_shapes=None, **_) -> None:
+    def begin(self, guider, noise: torch.Tensor, latent_shapes: list | None) -> None:
         """Fit the run to what ComfyUI's guider is about to sample; AnnealingError where the lambdas don't fit the batch.
 
-        Called in outer_sample, whose keyword arguments it takes. noise: [B, ...], packed where latent_shapes has several.
+        noise: [B, ...], or [B, 1, N] where latent_shapes names several parts; both as outer_sample is given them.
         """
         frames_on_batch = has_frames_on_batch(guider.model_patcher, guider.model_options)
         self.extent = GapExtent(latent_shapes or [noise.shape], frames_on_batch)

@@ -1,14 +1,17 @@
 """Latents of every rank, size and precision: how the gap is measured and which sample or part its scale guides."""
 
+import inspect
+
 import comfy.model_base
 import comfy.model_management
 import comfy.samplers
+import comfy.utils
 import pytest
 import torch
 from annealing_guidance_pack.guidance import trace as traces
 from annealing_guidance_pack.guidance.extent import ANIMATEDIFF, GapExtent, has_frames_on_batch
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
-from annealing_guidance_pack.guidance.step import Guidance, GuidedRun
+from annealing_guidance_pack.guidance.step import Guidance, GuidedRun, guided_step
 from closed_form import GaussianDenoiser, SmoothScale, closed_form_model, conditioning, sample
 from comfy.model_base import ModelType
 from comfy.nested_tensor import NestedTensor
@@ -62,15 +65,22 @@ def test_a_video_clip_has_one_scale_that_of_the_same_values_as_a_picture():
 
 
 VIDEO, SOUND = (2, 4, 3, 8, 8), (2, 8, 10)
+VIDEO_NUMEL, SOUND_NUMEL = 768, 80
+PACKS_MASKS = "denoise_mask.is_nested" in inspect.getsource(comfy.samplers.CFGGuider.sample)  # newer hosts pack the masks too
 
 
-def packed_run(scale_model=None):
+def packed_run(scale_model=None, masks=None):
     """A run of video with sound, whose sound has a gap 100 times as large. The guider, and the latent's two parts."""
     parts, noises = [random(*VIDEO), 100 * random(*SOUND)], [random(*VIDEO, seed=2), random(*SOUND, seed=3)]
+    if masks and not PACKS_MASKS:
+        masks = comfy.utils.pack_latents(masks)[0]
+    elif masks:
+        masks = NestedTensor(masks)
     guider = guider_of(torch.cat([part.flatten(1) for part in parts], dim=1)[:, None], scale_model=scale_model)
     zeros = NestedTensor([torch.zeros_like(part) for part in parts])
     with torch.inference_mode():
-        latent = guider.sample(NestedTensor(noises), zeros, comfy.samplers.sampler_object("euler"), SIGMAS, seed=0)
+        sampler = comfy.samplers.sampler_object("euler")
+        latent = guider.sample(NestedTensor(noises), zeros, sampler, SIGMAS, denoise_mask=masks, seed=0)
     return guider, latent.unbind()
 
 
@@ -92,6 +102,15 @@ def test_packed_sound_is_guided_with_the_videos_scale():
         denoised = kept * x + (1 - kept) * means * call.used[:, None, None]
         x = denoised + (x - denoised) * next_sigma / sigma
     torch.testing.assert_close(sound, x, atol=1e-3, rtol=1e-5)
+
+
+def test_packed_sound_for_a_given_video_is_guided_by_its_own_gap():
+    """Brought to the video's size: a gap norm of sound alone would be smaller by the square root of its share."""
+    guider, (video, sound) = packed_run(masks=[torch.zeros(VIDEO), torch.ones(SOUND)])
+    norm = (100 * random(*SOUND)).flatten(1).norm(dim=1) * (VIDEO_NUMEL / SOUND_NUMEL) ** 0.5
+    torch.testing.assert_close(traced(guider, "gap_norm"), gap_factor(SIGMAS[:-1])[:, None] * norm, rtol=1e-5, atol=0)
+    torch.testing.assert_close(video, torch.zeros(VIDEO), atol=1e-6, rtol=0)
+    assert sound.abs().mean() > 10
 
 
 # ---- frames on the batch axis
@@ -246,16 +265,19 @@ def test_a_lambda_per_sample_gives_each_sample_as_its_own_run_does():
 
 @pytest.mark.parametrize("frames_on_batch", [False, True])
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_measuring_the_gap_never_waits_for_the_device(device, frames_on_batch):
+def test_the_step_never_waits_for_the_device(device, frames_on_batch):
     """With a mask, packed parts and a lambda per sample at once; on `meta` there are no values that could be read."""
-    options = {}
-    run_ = GuidedRun(Guidance(SmoothScale("epsilon")), traces.AnnealingTrace(), closed_form_model(), None)
+    model = closed_form_model()
+    x, mask = torch.rand(2, 1, 848, device=device), torch.rand(2, 1, 848, device=device)
+    run_ = GuidedRun(Guidance(SmoothScale("epsilon")), traces.AnnealingTrace(), model, None)
     run_.guidance_lambda = torch.rand(2, device=device)
     run_.extent = GapExtent([VIDEO, SOUND], frames_on_batch)
+    options = {"sampler_calc_cond_batch_function": lambda args: [x + 1, x - mask]}
     run_.extent.follow_mask(options)
     with NoWaiting():
-        for _ in range(2):
-            predictions = torch.rand(2, 2, 1, 848, device=device)
-            options["denoise_mask_function"](torch.ones(2), torch.rand(2, 1, 848, device=device), extra_options={})
-            call = run_.guide(*predictions, torch.ones(2, device=device), options)
-    assert call.used.device.type == device and call.used.shape == (2,)
+        for step in range(3):
+            masked = mask if step < 2 else mask / 2  # the last as DifferentialDiffusion changes it
+            sigma = torch.full((2,), 1.0 / (step + 1), device=device)
+            assert options["denoise_mask_function"](sigma, masked, extra_options={}) is masked
+            limited = [{"timestep_start": 1.0}]
+            assert guided_step(run_, model.model, limited, limited, x, sigma, options).shape == x.shape
