@@ -9,6 +9,7 @@ from annealing_guidance_pack.guidance.extent import GapExtent
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
 from annealing_guidance_pack.guidance.patch import patch_model
 from annealing_guidance_pack.guidance.step import Guidance
+from annealing_guidance_pack.models.fixed_scale import FixedScale
 from closed_form import SmoothScale, closed_form_model, conditioning, sample
 from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 from hypothesis import given, settings
@@ -133,6 +134,18 @@ def test_with_differential_diffusion_the_mask_of_the_step_counts(strength):
     run(guider, mask)
     assert len(masks) == 4 and masks[0].mean() < masks[-1].mean()
     torch.testing.assert_close(norms(guider), expected_norms(means, torch.stack(masks)), rtol=1e-5, atol=0)
+
+
+def test_differential_diffusion_still_acts():
+    means, mask = random(*SHAPE), torch.linspace(0.05, 1, 64).view(1, 1, 8, 8)
+    model = DifferentialDiffusion.execute(closed_form_model()).args[0]
+    core = comfy.samplers.CFGGuider(model)
+    core.set_conds(conditioning(means, STD), conditioning(torch.zeros_like(means[:1]), STD))
+    core.set_cfg(0.8)
+    ours = AnnealingCFGGuider(model, Guidance(FixedScale("constant", 0.8), renoise="null", match_training_steps=False))
+    ours.set_conds(conditioning(means, STD), conditioning(torch.zeros_like(means[:1]), STD))
+    assert torch.equal(run(ours, mask), run(core, mask))
+    assert not torch.equal(run(ours, mask), run(ours, torch.ones_like(mask)))
 
 
 def test_an_unchanging_mask_is_prepared_once_per_run_and_none_without_a_mask(monkeypatch):
