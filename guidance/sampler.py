@@ -14,7 +14,7 @@ from comfy.k_diffusion.sampling import default_noise_sampler
 from tqdm.auto import trange
 
 from ..models.errors import AnnealingError
-from .coverage import covers_nothing, per_sample
+from .coverage import covers_nothing
 
 
 class UnconditionalPrediction:
@@ -31,7 +31,7 @@ class UnconditionalPrediction:
             )
         uncond, guided = args["uncond_denoised"], args["denoised"]
         # Under a guider that lets zeros through, renoising with them would break the picture.
-        self.denoised = torch.where(per_sample(covers_nothing(args["uncond"], uncond), uncond), guided, uncond)
+        self.denoised = torch.where(covers_nothing(args["uncond"], uncond), guided, uncond)
         return guided
 
 

@@ -154,13 +154,14 @@ def _predict(model, conds: list, x: torch.Tensor, sigma: torch.Tensor, model_opt
 def _covered(conds: list, predictions: list[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Predictions with nothing missing, and the trace's coverage code per sample [B].
 
-    A gap to a missing prediction is garbage. There the other prediction takes its place, so that hooks, the guided
-    prediction and null renoising all see the plain prediction.
+    A gap to a missing prediction is garbage. There, be it the whole latent or the places outside an area, the other
+    prediction takes its place, so that hooks, the guided prediction and null renoising all see the plain prediction.
     """
     cond, uncond = predictions[:2]
     no_cond, no_uncond = (covers_nothing(*pair) for pair in zip(conds, predictions, strict=False))
-    covered = [torch.where(per_sample(no_cond, cond), uncond, cond), torch.where(per_sample(no_uncond, uncond), cond, uncond)]
-    return covered + list(predictions[2:]), no_uncond * NO_NEGATIVE + no_cond * NO_POSITIVE
+    covered = [torch.where(no_cond, uncond, cond), torch.where(no_uncond, cond, uncond)]
+    code = no_uncond.flatten(1).all(dim=1) * NO_NEGATIVE + no_cond.flatten(1).all(dim=1) * NO_POSITIVE
+    return covered + list(predictions[2:]), code
 
 
 def _with_coverage(call: GuidedCall, coverage: torch.Tensor) -> GuidedCall:

@@ -7,6 +7,7 @@ so whatever the other node does there it must do here; with a learned scale, its
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 from collections.abc import Callable
 
@@ -87,7 +88,7 @@ class Run:
 
 @dataclasses.dataclass
 class Scene:
-    """A model, two conditionings, noise and a schedule. model: a function, so that every run has its own."""
+    """A model, two conditionings, noise and a schedule. model: what a loader would give; every run patches its own clone."""
 
     model: Callable[[], object]
     positive: list
@@ -121,6 +122,14 @@ class Scene:
         guider.set_cfg(cfg)
         return Run(self._sample(guider), calls, [])
 
+    @functools.cached_property
+    def annealed_alone(self) -> Run:
+        return self.annealed()
+
+    @functools.cached_property
+    def plain_alone(self) -> Run:
+        return self.plain()
+
     def _sample(self, guider) -> torch.Tensor:
         guider.set_conds(self.positive, self.negative)
         return sample(guider, self.sampler(), self.sigmas, self.noise, latent=self.latent, mask=self.mask)
@@ -143,14 +152,13 @@ def closed_form_scene(size: int = 8, batch: int = 2, **model_arguments) -> Scene
 
 def small_scene(name: str = "SD15", size: int = 8, batch: int = 1, steps: int = 3) -> Scene:
     """A small model of ComfyUI's own classes and two prompts, in three steps."""
-    latent = small_latent(name, batch, size)
-    model_sampling = small_model(name).get_model_object("model_sampling")
+    latent, model = small_latent(name, batch, size), small_model(name)
     return Scene(
-        lambda: small_model(name),
+        lambda: model,
         small_conditioning(1),
         small_conditioning(2),
         torch.randn(latent.shape, generator=torch.Generator().manual_seed(3)),
-        comfy.samplers.calculate_sigmas(model_sampling, "normal", steps),
+        comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "sgm_uniform", steps),
     )
 
 
@@ -185,11 +193,15 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float 
     torch.testing.assert_close(actual, expected, atol=tolerance * float(expected.abs().max()), rtol=0)
 
 
-def assert_both_act(scene: Scene, other: Patch) -> Run:
-    """What holds beside every other node; the run with the learned scale, for what holds beside this one."""
+def assert_both_act(scene: Scene, other: Patch = nothing, without: Scene | None = None) -> Run:
+    """What holds beside every other node; the run with the learned scale, for what holds beside this one.
+
+    without: the scene without the other's work, where that is not in the model but in the conditionings or the latent.
+    """
+    without = without or scene
     # With a constant scale: core's own guider at that scale, in every arrangement.
     theirs = scene.plain(other)
-    assert not torch.allclose(theirs.latent, scene.plain().latent, rtol=1e-3), "the other node does nothing in this scene"
+    assert differ(theirs, without.plain_alone), "the other node does nothing in this scene"
     for arrangement in ARRANGEMENTS:
         assert_close(scene.annealed(other, arrangement, CONSTANT).latent, theirs.latent)
     # With the learned scale: the order does not matter.
@@ -201,6 +213,20 @@ def assert_both_act(scene: Scene, other: Patch) -> Run:
     # Neither's work is lost.
     assert both.latent.isfinite().all()
     assert both.used().std() > 0.05 * both.used().abs().mean(), "the scale does not vary"
-    for alone in (scene.annealed(), theirs):
-        assert not torch.allclose(both.latent, alone.latent, rtol=1e-3)
+    assert differ(both, theirs) and differ(both, without.annealed_alone)
     return both
+
+
+def differ(a: Run, b: Run) -> bool:
+    """Whether two runs end more than rounding apart."""
+    return not torch.allclose(a.latent, b.latent, rtol=1e-3)
+
+
+def predictions_at(call: Call, scene: Scene, other: Patch = nothing) -> Call:
+    """What the scene's conditionings give at another run's call, for VE models: from the same x, at the same sigma."""
+    sigma = call.sigma[0]
+    first = torch.isclose(sigma, scene.model().get_model_object("model_sampling").sigma_max)
+    noise = call.x / ((1 + sigma**2).sqrt() if first else sigma)  # ComfyUI's own noise scaling, inverted
+    (found,) = scene.but(noise=noise, sigmas=torch.stack([sigma, sigma * 0]), latent=None, mask=None).plain(other).calls
+    assert_close(found.x, call.x)
+    return found

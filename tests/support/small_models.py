@@ -27,8 +27,8 @@ _UNET = {
     "channel_mult": [1, 2, 4],  # FreeU looks for the channels of the last two
     "use_spatial_transformer": True,
     "context_dim": CONTEXT,
-    "transformer_depth": [1, 1, 1],
-    "transformer_depth_output": [1] * 6,
+    "transformer_depth": [0, 1, 1],
+    "transformer_depth_output": [0, 0, 1, 1, 1, 1],
     "transformer_depth_middle": 1,
     "legacy": False,
     "dtype": torch.float32,
