@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.samplers
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from ..models.errors import AnnealingError
@@ -39,7 +40,7 @@ class AnnealingPatch:
         guider = executor.class_obj
         if isinstance(guider, AnnealingCFGGuider):  # has its own guidance
             return executor(noise, latent_image, sampler, *args, **kwargs)
-        _require_positive_and_negative(guider)
+        _require_cfg(guider)
         self.run = GuidedRun(self.guidance, self.trace, guider.model_patcher, sampler)
         try:
             self.run.begin(guider, noise, kwargs.get("latent_shapes"))
@@ -63,12 +64,18 @@ class AnnealingPatch:
         return rest.execute(*args, **kwargs)
 
 
-def _require_positive_and_negative(guider) -> None:
-    """AnnealingError for a guider without a negative, or with conditionings that the guided step would leave out."""
+def _require_cfg(guider) -> None:
+    """AnnealingError for a guider that does anything but CFG with a positive and a negative: the patch would undo it."""
     if not guider.conds.get("negative"):
         raise AnnealingError(NO_NEGATIVE_GIVEN)
+    name = type(guider).__name__
     if others := sorted(set(guider.conds) - {"positive", "negative"}):
         raise AnnealingError(
             "The Annealing Guidance patch guides with a positive and a negative conditioning, but this guider "
-            f"({type(guider).__name__}) also combines: {', '.join(others)}. Use KSampler or CFGGuider, or remove the patch."
+            f"({name}) also combines: {', '.join(others)}. Use KSampler or CFGGuider, or remove the patch."
+        )
+    if type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise:
+        raise AnnealingError(
+            f"The Annealing Guidance patch takes the place of CFG, but this guider ({name}) guides in a way of its own, which "
+            "the patch would undo. Use KSampler or CFGGuider, or remove the patch."
         )

@@ -12,8 +12,7 @@ from annealing_guidance_pack.models.errors import AnnealingError
 from closed_form import SmoothScale, closed_form_model, conditioning, sample
 from comfy.model_base import ModelType
 from comfy.patcher_extension import WrappersMP
-from comfy_extras import nodes_custom_sampler
-from comfy_extras.nodes_custom_sampler import BasicScheduler, DualCFGGuider, Noise_RandomNoise
+from comfy_extras.nodes_custom_sampler import BasicScheduler, Noise_RandomNoise
 
 SHAPE = (2, 4, 8, 8)
 SEED = 5
@@ -103,13 +102,6 @@ def test_other_packs_wrappers_keep_running(positive, negative, added):
     assert torch.equal(latent, by_guider(closed_form_model(), positive, negative, guidance)[0])
 
 
-@pytest.mark.skipif(not hasattr(nodes_custom_sampler, "CFGOverride"), reason="this ComfyUI has no CFGOverride")
-def test_a_cfg_override_on_the_same_model_changes_nothing(positive, negative):
-    patched, _ = patch_model(closed_form_model(), Guidance(SmoothScale()))
-    overridden = nodes_custom_sampler.CFGOverride.execute(patched, 1.0, 0.0, 1.0).args[0]
-    assert torch.equal(ksampler(patched, positive, negative), ksampler(overridden, positive, negative))
-
-
 def test_a_guider_keeps_its_own_guidance_on_a_patched_model(positive, negative):
     patched, trace = patch_model(closed_form_model(), Guidance(SmoothScale(), 1.0))
     own = Guidance(SmoothScale(), 0.0)
@@ -122,13 +114,6 @@ def test_ksampler_without_a_negative_is_an_error(positive):
     patched, _ = patch_model(closed_form_model(), Guidance(SmoothScale()))
     with pytest.raises(AnnealingError, match="no negative conditioning"):
         ksampler(patched, positive, [])
-
-
-def test_a_guider_with_more_conditionings_is_an_error_that_names_them(positive, negative):
-    patched, _ = patch_model(closed_form_model(), Guidance(SmoothScale()))
-    guider = DualCFGGuider.execute(patched, positive, positive, negative, 8.0, 8.0, "regular").args[0]
-    with pytest.raises(AnnealingError, match="middle"):
-        sample(guider, comfy.samplers.sampler_object("euler"), torch.tensor([14.0, 1.0, 0.0]), torch.randn(SHAPE))
 
 
 def test_a_scale_for_another_kind_of_model_is_an_error():
