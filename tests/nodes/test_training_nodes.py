@@ -134,16 +134,16 @@ def test_a_batch_and_a_list_are_the_same_pictures(profile):
 
 
 def test_cancel_loses_nothing_and_the_next_run_goes_on(profile, monkeypatch):
-    def cancel_after_five(done, total, preview, node_id=None):
-        if done == 5:
+    def cancel_after_five(text):
+        if text.startswith("5 of"):
             comfy.model_management.interrupt_current_processing()
 
     model = two_points.two_point_model("epsilon")
-    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", cancel_after_five)
+    monkeypatch.setattr(progress, "show_text", cancel_after_five)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         profiled(model)
     measured = model.model.diffusion_model.rows
-    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", None)
+    monkeypatch.setattr(progress, "show_text", lambda text: None)
     assert_same(profiled(model), profile)
     assert model.model.diffusion_model.rows == pytest.approx(measured * COUNT / 5)
     profiled(model)

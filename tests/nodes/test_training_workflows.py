@@ -81,16 +81,19 @@ def test_cancel_keeps_what_was_measured_and_the_next_run_goes_on(server):
     nodes = workflow("train_shapes", drawn={"count": 40}, profile={"profile_name": "cancelled"}, fit=QUICK_FIT)
     nodes = {name: nodes[name] for name in ("loader", "drawn", "dataset", "negative", "profile", "fit", "plot")}
 
-    def cancel_at_six(node, done, total):
-        if node == "profile" and done == 6:
-            urllib.request.urlopen(urllib.request.Request(f"{server.address}/interrupt", data=b"", method="POST"), timeout=30)
+    requests = []
+
+    def cancel_after_three(node, done, total):  # newer hosts do not tell every picture
+        if node == "profile" and done >= 3 and not requests:
+            requests.append(urllib.request.Request(f"{server.address}/interrupt", data=b"", method="POST"))
+            urllib.request.urlopen(requests[0], timeout=30)
 
     with pytest.raises(WorkflowError, match="interrupted"):
-        run_workflow(server.address, nodes, cancel_at_six)
+        run_workflow(server.address, nodes, cancel_after_three)
     (shard,) = folder_of(server, "cancelled").glob("*.safetensors")
     content = shard.read_bytes()
     measured = len(load_folder(shard.parent).entries) // 4
-    assert 6 <= measured < 40
+    assert 3 <= measured < 40
 
     seen = []
     run_workflow(server.address, nodes, lambda node, done, total: seen.append(done) if node == "profile" else None)
