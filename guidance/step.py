@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import comfy.model_management
 import comfy.samplers
 import torch
 
@@ -128,9 +131,25 @@ def guided_step(
     run.trace.record(call)
     cond, uncond = predictions[:2]
     scale = per_sample(call.used, x).to(x.dtype)
-    return comfy.samplers.cfg_function(
-        model, cond, uncond, scale, x, sigma, model_options=model_options, cond=positive, uncond=negative
-    )
+    with _patch_named(model_options.get("sampler_cfg_function")):
+        return comfy.samplers.cfg_function(
+            model, cond, uncond, scale, x, sigma, model_options=model_options, cond=positive, uncond=negative
+        )
+
+
+@contextmanager
+def _patch_named(cfg_function: Callable | None) -> Iterator[None]:
+    """Says whose error it is where another pack's sampler_cfg_function, if there is one, cannot use a scale per sample."""
+    try:
+        yield
+    except (TypeError, RuntimeError) as error:
+        if cfg_function is None or isinstance(error, comfy.model_management.OOM_EXCEPTION):
+            raise
+        name = getattr(cfg_function, "__qualname__", type(cfg_function).__name__).split(".<locals>")[0]
+        raise AnnealingError(
+            f'The patch {name} on this model failed: "{error}". Annealing guidance gives it one scale per sample where CFG '
+            "gives one number, and some patches need a number. Remove that patch, or sample its model with CFGGuider."
+        ) from error
 
 
 def _require_one_lambda_per_sample(lambdas: int, batch: int) -> None:

@@ -144,7 +144,6 @@ def test_steps_without_a_negative_are_not_guided():
 
 
 @pytest.mark.beside("Set Latent Noise Mask", "Both act: the kept part comes out as it was, the rest is guided.")
-@pytest.mark.beside("VAE Encode (for Inpainting)", "As Set Latent Noise Mask.")
 def test_the_part_outside_a_noise_mask_is_kept():
     latent = torch.randn(SCENE.noise.shape, generator=torch.Generator().manual_seed(4))
     whole = SCENE.but(latent=latent)

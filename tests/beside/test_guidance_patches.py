@@ -1,8 +1,10 @@
 """Beside nodes that change how the two predictions are combined: each one's published formula, with the scale that was used."""
 
+import comfy.model_management
 import pytest
 import torch
-from beside import assert_both_act, assert_close, closed_form_scene, guided, patch_by
+from annealing_guidance_pack.models.errors import AnnealingError
+from beside import ARRANGEMENTS, assert_both_act, assert_close, closed_form_scene, guided, patch_by, small_scene
 
 SCENE = closed_form_scene()
 VALUES = (1, 2, 3)  # the axes of one sample
@@ -106,6 +108,17 @@ def test_fresca_filters_the_gap_that_is_guided():
         assert_close(call.denoised, call.uncond + scale * gap)
 
 
+@pytest.mark.beside(
+    "RenormCFG", "Both act: a guided prediction that is larger than the positive one is scaled down. Batches of one."
+)
+def test_renorm_cfg_limits_the_guided_prediction():
+    scene = small_scene("SD3")
+    run = assert_both_act(scene, patch_by("nodes_lumina2", "RenormCFG", 100.0, 1.0))
+    for call, scale in run.with_used():
+        prediction = guided(call, scale)
+        assert_close(call.denoised, prediction * (call.cond.norm() / prediction.norm()).clamp(max=1))
+
+
 @pytest.mark.beside("Epsilon Scaling", "Both act: the noise that is left after guidance is scaled.")
 def test_epsilon_scaling_scales_what_guidance_leaves():
     run = assert_both_act(SCENE, patch_by("nodes_eps", "EpsilonScaling", 1.1))
@@ -148,3 +161,28 @@ def test_the_last_of_two_patches_in_the_one_slot_wins_as_without_us():
     rescale = patch_by("nodes_model_advanced", "RescaleCFG", 0.7)
     perp_neg = patch_by("nodes_perpneg", "PerpNeg", SCENE.negative, 0.8)
     assert torch.equal(SCENE.annealed(lambda model: rescale(perp_neg(model))).latent, SCENE.annealed(rescale).latent)
+
+
+@pytest.mark.beside("VideoLinearCFGGuidance", "Not together: it needs one number as the scale. An error says so.")
+@pytest.mark.beside("VideoTriangleCFGGuidance", "Not together: it needs one number as the scale. An error says so.")
+@pytest.mark.parametrize("name", ["VideoLinearCFGGuidance", "VideoTriangleCFGGuidance"])
+def test_a_patch_that_needs_one_number_fails_in_a_sentence_that_names_it(name):
+    other = patch_by("nodes_video_model", name, 1.0)
+    for arrangement in ARRANGEMENTS:
+        with pytest.raises(AnnealingError, match=f"The patch {name}.* failed"):
+            SCENE.annealed(other, arrangement)
+
+
+def test_a_patch_that_runs_out_of_memory_says_so_itself():
+    """ComfyUI frees memory on that very error."""
+
+    def exhausted(args):
+        raise comfy.model_management.OOM_EXCEPTION("out of memory")
+
+    def other(model):
+        model = model.clone()
+        model.set_model_sampler_cfg_function(exhausted)
+        return model
+
+    with pytest.raises(comfy.model_management.OOM_EXCEPTION):
+        SCENE.annealed(other)
