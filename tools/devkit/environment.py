@@ -198,7 +198,10 @@ def _given_host(comfyui: Path, cache: Path, packages: Sequence[str]) -> Host:
         if not extra.is_dir():
             print(f"Installing {', '.join(missing)} into {extra} ...", flush=True)
             with appearing(extra) as partial:
-                _pip(python, "install", "--target", str(partial), *missing)
+                # What is installed here comes first on the path, so what the user's Python has must not come in another version
+                installed = partial / "installed.txt"
+                installed.write_text("\n".join(_installed_packages(python)), encoding="utf-8")
+                _pip(python, "install", "--target", str(partial), "--constraint", str(installed), *missing)
     return Host(comfyui=comfyui, python=python, ours=False, extra_packages=extra)
 
 
@@ -232,6 +235,12 @@ def _missing_packages(python: Path, packages: Sequence[str]) -> list[str]:
         "    except m.PackageNotFoundError: print(wanted)"
     )
     return output_of([str(python), "-c", code, *packages])[1].split()
+
+
+def _installed_packages(python: Path) -> list[str]:
+    """`name==version` of everything that this Python has."""
+    code = "import importlib.metadata as m\nfor d in m.distributions():\n    if d.name: print(f'{d.name}=={d.version}')"
+    return sorted(set(output_of([str(python), "-c", code])[1].split()))
 
 
 # --- pip ---
