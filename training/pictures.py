@@ -99,51 +99,53 @@ def sampled_pictures(model, size: dict, positives: list, negative: list, setting
     """Pictures that the model makes from prompts, each when it is measured: ComfyUI's sampling with CFG.
 
     size: an empty LATENT of the pictures' size (core's Empty Latent nodes, or `empty_latent`); its batch size does not count.
-    positives: as in `given_pictures`, one per prompt. One picture is sampled at a time, so that it comes out the same whatever
-    was made before it.
+    positives: as in `given_pictures`, one per prompt.
     """
-    is_flow = units.prediction_kind(model.get_model_object("model_sampling")) == "velocity"
-    cfg = settings.cfg if settings.cfg is not None else (3.5 if is_flow else 5.0)
-    settings = replace(settings, cfg=cfg, scheduler=settings.scheduler or ("simple" if is_flow else "normal"))
-    for name, value, known in (
-        ("sampler", settings.sampler, comfy.samplers.SAMPLER_NAMES),
-        ("scheduler", settings.scheduler, comfy.samplers.SCHEDULER_NAMES),
-    ):
-        if value not in known:
-            raise AnnealingError(f"There is no {name} {value!r} in this ComfyUI. Choose one of: {', '.join(known)}.")
-    require_whole_run([negative])
-    empty = torch.zeros_like(size["samples"][:1], dtype=torch.float32, device="cpu")
-    empty = comfy.sample.fix_empty_latent_channels(model, empty)
-    how = asdict(settings) | {"shape": list(empty.shape)}
-    del how["count"]  # more pictures per prompt leave the first ones what they were
+    maker = PictureMaker(model, size, negative, settings)
 
     def sampled(caption: list, repeat: int) -> Picture:
-        identity = identity_of("sampled", caption, how, repeat)
-        return Picture(identity, lambda: (_sample(model, empty, caption, negative, settings, identity), caption))
+        identity = maker.identity(caption, repeat)
+        return Picture(identity, lambda: (maker.latent(caption, identity), caption))
 
     return [sampled(caption, repeat) for repeat in range(settings.count) for caption in conditionings(positives)]
 
 
-def _sample(model, empty: torch.Tensor, caption: list, negative: list, settings: SampleSettings, identity: int) -> torch.Tensor:
-    seed = picture_seed(settings.seed, identity)
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(empty.shape, generator=generator)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # samplers that add noise may draw it from here
-        samples = comfy.sample.sample(
-            model,
-            noise,
-            settings.steps,
-            settings.cfg,
-            settings.sampler,
-            settings.scheduler,
-            caption,
-            negative,
-            empty,
-            disable_pbar=True,
-            seed=seed,
-        )
-    return samples[0].cpu()
+class PictureMaker:
+    """Makes pictures from prompts, one at a time, so that each comes out the same whatever was made before it."""
+
+    def __init__(self, model, size: dict, negative: list, settings: SampleSettings):
+        """AnnealingError for a sampler or scheduler that this ComfyUI does not have."""
+        is_flow = units.prediction_kind(model.get_model_object("model_sampling")) == "velocity"
+        cfg = settings.cfg if settings.cfg is not None else (3.5 if is_flow else 5.0)
+        self.settings = replace(settings, cfg=cfg, scheduler=settings.scheduler or ("simple" if is_flow else "normal"))
+        for name, value, known in (
+            ("sampler", self.settings.sampler, comfy.samplers.SAMPLER_NAMES),
+            ("scheduler", self.settings.scheduler, comfy.samplers.SCHEDULER_NAMES),
+        ):
+            if value not in known:
+                raise AnnealingError(f"There is no {name} {value!r} in this ComfyUI. Choose one of: {', '.join(known)}.")
+        require_whole_run([negative])
+        self.model, self.negative = model, negative
+        empty = torch.zeros_like(size["samples"][:1], dtype=torch.float32, device="cpu")
+        self.empty = comfy.sample.fix_empty_latent_channels(model, empty)
+
+    def identity(self, prompt, repeat: int) -> int:
+        """Of the picture number `repeat` for a prompt: its CONDITIONING, or its text and what encodes it."""
+        how = asdict(self.settings) | {"shape": list(self.empty.shape)}
+        del how["count"]  # more pictures per prompt leave the first ones what they were
+        return identity_of("sampled", prompt, how, repeat)
+
+    def latent(self, caption: list, identity: int) -> torch.Tensor:
+        """The clean latent [C, ...] of this identity, by sampling the caption's CONDITIONING."""
+        settings, seed = self.settings, picture_seed(self.settings.seed, identity)
+        noise = torch.randn(self.empty.shape, generator=torch.Generator().manual_seed(seed))
+        how = settings.steps, settings.cfg, settings.sampler, settings.scheduler
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # samplers that add noise may draw it from here
+            samples = comfy.sample.sample(
+                self.model, noise, *how, caption, self.negative, self.empty, disable_pbar=True, seed=seed
+            )
+        return samples[0].cpu()
 
 
 # Pixels per latent place, where it is not 8, in hosts whose latent formats do not say it themselves.
