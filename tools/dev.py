@@ -92,7 +92,7 @@ def train(options: argparse.Namespace) -> int:
 
 def scale(options: argparse.Namespace) -> int:
     """Fit the demo's scale networks with the same ComfyUI; see training/shapes.py."""
-    return run_in_host(str(ROOT / "tools" / "train_scale.py"), *options.rest)
+    return run_in_host(str(ROOT / "tools" / "shapes_scale.py"), *options.rest)
 
 
 def run_in_host(*arguments: str) -> int:

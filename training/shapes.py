@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 
 import torch
 
 from ..guidance import paper_schedule
-from ..models.scale_file import save_scale
-from ..models.scale_network import ScaleNetwork
 from ..shapes.loader import VARIANTS, captioned_pictures, load_shapes
-from .fit import Check, FitSettings, fit
+from .console import PictureLine, fit_and_save
+from .fit import FitSettings
 from .pictures import Picture, given_pictures
 from .profile import Profile, ProfileSettings, TrainingGrid
 from .shards import measure, measure_into
@@ -23,7 +21,6 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "models" / "weights"
 EPSILON_STEP = 50  # timesteps: 20 steps
 FLOW_STEPS = 28
 PICTURES, SAMPLES = 512, 4
-SHOWN_LAMBDAS = (0.0, 0.4, 0.8)
 
 
 def training_grid(variant: str, model_sampling: torch.nn.Module) -> TrainingGrid:
@@ -52,51 +49,21 @@ def measure_shapes(
     settings = ProfileSettings(grid, samples=SAMPLES, seed=seed)
     negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
     drawn = training_pictures(clip, vae, pictures, seed)
-    began = time.monotonic()
-
-    def progress(done: int, total: int) -> None:
-        if done and (done % 16 == 0 or done == total):
-            pace = (time.monotonic() - began) / done
-            print(f"\r{variant}: {done}/{total} pictures, {pace * (total - done):.0f} s left ", end="", flush=True)
-
     inputs = model, drawn, negative, settings
-    profile = measure_into(folder, *inputs, progress=progress) if folder else measure(*inputs, progress=progress)
-    print(f"\r{variant}: {len(profile.entries)} entries of {pictures} pictures in {time.monotonic() - began:.0f} s", flush=True)
-    return profile
+    line = PictureLine(variant)
+    return measure_into(folder, *inputs, progress=line) if folder else measure(*inputs, progress=line)
 
 
 def fit_shapes(variant: str, profile: Profile, settings: FitSettings, folder: Path) -> None:
     """Fit, write `shapes_<variant>.safetensors` into the folder, and print what came out."""
-    began = time.monotonic()
-
-    def progress(step: int, steps: int, history: list[Check]) -> None:
-        print(f"\r{variant}: step {step}/{steps}, held-out loss {history[-1].held_out_loss:.6f} ", end="", flush=True)
-
-    result = fit(
+    fit_and_save(
         profile,
         settings,
-        name=f"shapes_{variant}",
+        folder / f"shapes_{variant}.safetensors",
         trained_on=f"Shapes demo model, {variant} variant, on pictures of its own renderer",
         source="bundled with Annealing Guidance",
         licence="Apache-2.0",
-        progress=progress,
     )
-    path = folder / f"{result.network.info.name}.safetensors"
-    save_scale(result.network, path)
-    print(f"\r{variant}: fitted in {time.monotonic() - began:.0f} s, {path}")
-    print(f"  held-out loss {result.held_out_loss:.6f}; the best constant scale for each lambda {result.constant_loss:.6f}")
-    print_scales(result.network, profile)
-
-
-@torch.no_grad()
-def print_scales(network: ScaleNetwork, profile: Profile, bands: int = 10) -> None:
-    """The fitted scale over a run for a few lambdas, each at the median gap of its band of timesteps."""
-    entries = profile.entries
-    print("  timestep  gap norm   " + "  ".join(f"lambda {value:.1f}" for value in SHOWN_LAMBDAS))
-    for rows in entries.timestep.argsort(descending=True).tensor_split(bands):
-        timestep, norm = entries.timestep[rows].median(), entries.gap_norm[rows].median()
-        scales = [float(network(timestep[None], norm[None], value)) for value in SHOWN_LAMBDAS]
-        print(f"  {timestep:8.0f}  {norm:8.2f}   " + "  ".join(f"{scale:10.3f}" for scale in scales))
 
 
 def main(arguments: list[str]) -> None:

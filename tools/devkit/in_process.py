@@ -8,6 +8,7 @@ import importlib.util
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -17,11 +18,12 @@ from .torchvision_shim import define_missing_operators
 PACK = "annealing_guidance_pack"
 
 
-def import_comfyui(folder: Path, cpu: bool) -> None:
+def import_comfyui(folder: Path, cpu: bool, arguments: Sequence[str] = ()) -> None:
     """Make `import comfy...` work, in any order, as ComfyUI's own start does.
 
     ComfyUI reads its arguments when `comfy.cli_args` is first imported, so they are set for just that import.
     Its models, outputs and settings go to a temporary folder: nothing is written into the ComfyUI that is used.
+    arguments: more of main.py's.
     SetupError where this Python lacks what that ComfyUI needs, as after an update without its requirements.
     """
     scratch = tempfile.mkdtemp(prefix="annealing-guidance-")
@@ -30,6 +32,7 @@ def import_comfyui(folder: Path, cpu: bool) -> None:
     sys.path.insert(0, str(folder))
     own_arguments = sys.argv
     sys.argv = ["main.py", "--base-directory", scratch, "--database-url", "sqlite:///:memory:", *(["--cpu"] if cpu else [])]
+    sys.argv += arguments
     try:
         importlib.import_module("comfy.options").enable_args_parsing()
         importlib.import_module("comfy.cli_args")
