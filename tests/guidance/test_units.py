@@ -127,6 +127,7 @@ GAP_OF_OUTPUTS = {
     "flow 1": lambda sigma: 1,
     "flux": lambda sigma: 1,
     "flow av": lambda sigma: 1,
+    "flow, noise x 8": lambda sigma: 1,
     "cosmos": lambda sigma: 1,
 }
 

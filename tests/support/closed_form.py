@@ -42,7 +42,7 @@ class GaussianDenoiser(torch.nn.Module):
         self.calls += 1
         sampling = self.model_sampling
         if isinstance(sampling, comfy.model_sampling.CONST):
-            return (x - flow_denoised(x, sigma, mean, std)) / sigma
+            return (x - flow_denoised(x, sigma, mean, std, getattr(sampling, "noise_scale", 1.0))) / sigma
         if type(sampling).calculate_denoised is not comfy.model_sampling.EPS.calculate_denoised:
             return self.answer_in_any_units(x, sigma, mean, std)
         unscaled = x * (sigma**2 + sampling.sigma_data**2) ** 0.5
@@ -65,9 +65,9 @@ def ve_denoised(x, sigma, mean, std):
     return mean + std**2 / (std**2 + sigma**2) * (x - mean)
 
 
-def flow_denoised(x, s, mean, std):
+def flow_denoised(x, s, mean, std, noise_std=1.0):
     """E[x0 | x] for x = (1 - s) x0 + s noise."""
-    return mean + (1 - s) * std**2 / ((1 - s) ** 2 * std**2 + s**2) * (x - (1 - s) * mean)
+    return mean + (1 - s) * std**2 / ((1 - s) ** 2 * std**2 + (s * noise_std) ** 2) * (x - (1 - s) * mean)
 
 
 class ClosedFormConfig(comfy.supported_models_base.BASE):

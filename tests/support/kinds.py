@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
+import comfy.model_sampling
 import torch
 from closed_form import closed_form_model
 from comfy.model_base import ModelType
@@ -20,7 +21,7 @@ class Kind:
     "ve": x0 + sigma n.  "flow": (1 - sigma) x0 + sigma n.  "cosmos": x0 + sigma n, of a flow model with s = sigma/(sigma+1).
     None: no such path; refused.
 
-    sigma_data: the data's standard deviation, for "ve".
+    sigma_data: the data's standard deviation, for "ve". noise_scale: the noise's, for "flow".
     model_type: the member of ComfyUI's ModelType that it stands for; None where a ModelSampling node makes it.
     """
 
@@ -30,14 +31,17 @@ class Kind:
     models: str
     model_type: str | None = None
     sigma_data: float = 1.0
+    noise_scale: float = 1.0
 
     def __str__(self):
         return self.name
 
 
 def _of_type(name: str, path: str | None, models: str, model_type: str, **settings) -> Kind:
-    sigma_data = settings.get("sigma_data", 1.0)
-    return Kind(name, path, lambda: closed_form_model(ModelType[model_type], settings), models, model_type, sigma_data)
+    sigma_data, noise_scale = settings.get("sigma_data", 1.0), settings.get("noise_scale", 1.0)
+    return Kind(
+        name, path, lambda: closed_form_model(ModelType[model_type], settings), models, model_type, sigma_data, noise_scale
+    )
 
 
 def _by_node(name: str, path: str | None, models: str, sampling: str) -> Kind:
@@ -57,14 +61,23 @@ _KINDS = [
     _of_type("v ddpm", "ve", "CogVideoX", "V_PREDICTION_DDPM", zsnr=True),
     _of_type("flow 1000", "flow", "SD3, Wan, Hunyuan Video: timesteps to 1000", "FLOW", shift=3.0, multiplier=1000),
     _of_type("flow 1", "flow", "AuraFlow, Z-Image, Lumina 2: timesteps to 1", "FLOW", shift=1.73, multiplier=1.0),
+    _of_type("flow, noise x 8", "flow", "HiDream-O1", "FLOW", shift=3.0, noise_scale=8.0),
     _of_type("flux", "flow", "Flux, Qwen-Image, LTX-Video", "FLUX", shift=1.15),
     _of_type("flow av", "flow", "MiniMax H3: video with sound", "FLOW_AV", shift=3.0),
     _of_type("cosmos", "cosmos", "Cosmos Predict 2", "FLOW_COSMOS", sigma_min=0.002, sigma_max=80.0),
     _of_type("img to img", None, "Lotus", "IMG_TO_IMG"),
     _of_type("img to img flow", None, "FlowRVS", "IMG_TO_IMG_FLOW"),
 ]
-# Some are only on newer hosts.
-KINDS = [kind for kind in _KINDS if kind.model_type is None or kind.model_type in ModelType.__members__]
+
+
+def _exists(kind: Kind) -> bool:
+    """Some are only on newer hosts."""
+    if kind.noise_scale != 1 and not hasattr(comfy.model_sampling.ModelSamplingDiscreteFlow, "set_noise_scale"):
+        return False
+    return kind.model_type is None or kind.model_type in ModelType.__members__
+
+
+KINDS = [kind for kind in _KINDS if _exists(kind)]
 
 
 @cache

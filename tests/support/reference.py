@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 
 import comfy.k_diffusion.sampling
@@ -76,7 +77,7 @@ class GuidedDenoiser:
 
     def predictions(self, x, sigma):
         sigma = sigma.view(-1, *[1] * (x.ndim - 1))
-        denoised = flow_denoised if self.kind.path == "flow" else ve_denoised
+        denoised = partial(flow_denoised, noise_std=self.kind.noise_scale) if self.kind.path == "flow" else ve_denoised
         data = self.data
         return (
             denoised(x, sigma, data.cond_mean.double(), data.cond_std),
@@ -95,9 +96,12 @@ class GuidedDenoiser:
         scale = self.scale_model(timestep(self.kind, sigma), norm, self.guidance_lambda)
         own = folding_factor(self.kind, level, self.next_level(sigma))
         train = folding_factor(self.kind, level, next_training_level(self.kind, sigma, info.training_grid))
+        return scale * (train if self.folded else train / own) * self.saturation(scale, level, own, train)
+
+    def saturation(self, scale, level, own, train):
+        """Not written out again: it is an approximation, with tests of its own."""
         prediction = "velocity" if is_flow(self.kind) else "epsilon"
-        saturation = folding.saturation(prediction, scale, level, own, train, self.several_calls)
-        return scale * saturation * (train if self.folded else train / own)
+        return folding.saturation(prediction, scale, level, own, train, self.several_calls)
 
     def __call__(self, x, sigma, model_options=None, **_):
         dtype, x, sigma = x.dtype, x.double(), sigma.double().expand(x.shape[0])
@@ -113,7 +117,7 @@ class GuidedDenoiser:
 def starting_latent(kind: Kind, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """Pure noise of an empty latent at the model's largest sigma."""
     # ComfyUI gives models of the VE form the unit variance of the data too.
-    return noise * (torch.sqrt(1 + sigma**2) if kind.path == "ve" else sigma)
+    return noise * kind.noise_scale * (torch.sqrt(1 + sigma**2) if kind.path == "ve" else sigma)
 
 
 def final_latent(
@@ -155,7 +159,7 @@ def _first_order_run(denoiser, noise, sigmas, renoise_with, eta=0.0, draw=None):
         if eta:
             ratio = (following / signal(kind, following)) / (sigma / signal(kind, sigma))
             fresh = eta * (1 - ratio**2).sqrt()
-            eps = (1 - fresh**2).sqrt() * eps + fresh * draw(sigma, following).double()
+            eps = (1 - fresh**2).sqrt() * eps + fresh * kind.noise_scale * draw(sigma, following).double()
         x = signal(kind, following) * guided + following * eps
     return x
 
