@@ -17,7 +17,7 @@ CHOICES: tuple[Renoise, ...] = get_args(Renoise)
 SEVERAL_CALLS = ("heun", "dpm_2", "dpm_fast", "dpm_adaptive", "dpmpp_2s", "dpmpp_sde", "seeds")
 
 # ComfyUI's samplers that are wrong on flow models under any guidance, and which to use instead: they add noise as for models
-# of the VE form, without the factor 1 - s of the flow path.
+# of the VE form, where the data in x has the factor 1.
 WRONG_ON_FLOW = {"ddpm": "euler_ancestral", "res_multistep_ancestral": "res_multistep"}
 
 
@@ -31,14 +31,13 @@ def unconditional_share(sampler) -> float:
 
     Recognised by the sampler's function: the Annealing Sampler's own, and every one with cfg_pp in its name.
     """
-    function, options = _function_of(sampler), getattr(sampler, "extra_options", {})
-    if function is sample_null_renoising:
-        return options["renoise_mix"]
-    if "cfg_pp" in sampler_name(sampler):
-        return 1.0
-    # A sampler that wraps another (detail and noise tools) carries it among its options.
-    wrapped = [option for option in options.values() if hasattr(option, "sampler_function")]
-    return max(map(unconditional_share, wrapped), default=0.0)
+    return max(map(_own_unconditional_share, _with_wrapped(sampler)))
+
+
+def _own_unconditional_share(sampler) -> float:
+    if _function_of(sampler) is sample_null_renoising:
+        return sampler.extra_options["renoise_mix"]
+    return 1.0 if "cfg_pp" in sampler_name(sampler) else 0.0
 
 
 def is_folded(renoise: Renoise, sampler) -> bool:
@@ -60,14 +59,19 @@ def advice(folded: bool, sampler, model_sampling: torch.nn.Module) -> str | None
             'twice and pictures may burn. Choose "auto".'
         )
     if isinstance(model_sampling, comfy.model_sampling.CONST):
-        # Their step leaves out the factor 1 - s' too; euler_cfg_pp and euler_ancestral_cfg_pp have it.
-        if "cfg_pp" in name and not name.startswith("euler"):
-            return f"The step of the sampler {name} is not correct for flow models. Use the Annealing Sampler or euler_cfg_pp."
-        if name in WRONG_ON_FLOW:
-            return (
-                f"The step of the sampler {name} is not correct for flow models, with or without guidance. "
-                f"Use {WRONG_ON_FLOW[name]}."
-            )
+        return next(filter(None, map(_advice_on_flow, map(sampler_name, _with_wrapped(sampler)))), None)
+    return None
+
+
+def _advice_on_flow(name: str) -> str | None:
+    """For a sampler whose step is wrong on flow models: one sentence with what to use instead."""
+    # They leave out the factor 1 - s' of the flow path; euler_cfg_pp and euler_ancestral_cfg_pp have it.
+    if "cfg_pp" in name and not name.startswith("euler"):
+        return f"The step of the sampler {name} is not correct for flow models. Use the Annealing Sampler or euler_cfg_pp."
+    if name in WRONG_ON_FLOW:
+        return (
+            f"The step of the sampler {name} is not correct for flow models, with or without guidance. Use {WRONG_ON_FLOW[name]}."
+        )
     return None
 
 
@@ -75,6 +79,12 @@ def sampler_name(sampler) -> str:
     """The sampler's name as ComfyUI's lists show it."""
     function = _function_of(sampler)
     return getattr(function, "__name__", type(function).__name__).removeprefix("sample_")
+
+
+def _with_wrapped(sampler) -> list:
+    """The sampler, and those that it wraps: detail and noise tools carry another one among their options."""
+    options = getattr(sampler, "extra_options", {}).values()
+    return [sampler, *(inner for option in options if hasattr(option, "sampler_function") for inner in _with_wrapped(option))]
 
 
 def _function_of(sampler):

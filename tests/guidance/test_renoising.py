@@ -83,3 +83,13 @@ def test_samplers_whose_flow_step_is_wrong_are_named_with_what_to_use_instead(na
         assert advice is None
     else:
         assert name in advice and "not correct for flow models" in advice and instead in advice
+
+
+def test_a_wrapped_sampler_whose_flow_step_is_wrong_is_named():
+    def detail_tool(*args, **kwargs):
+        pass
+
+    inner = comfy.samplers.sampler_object("res_multistep_cfg_pp")
+    wrapping = comfy.samplers.KSAMPLER(detail_tool, extra_options={"wrapped_sampler": inner})
+    flow = closed_form_model(ModelType.FLOW).get_model_object("model_sampling")
+    assert "sampler res_multistep_cfg_pp is not correct" in renoising.advice(False, wrapping, flow)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import math
@@ -80,9 +81,8 @@ def outcome(sampler: str, kind: Kind, entry: str) -> Outcome:
         return Outcome("refused", str(error))
     assert kind.path is not None, "not refused, though no null renoising is defined on it"
     assert len(ran.said) <= 1, f"said more than once: {ran.said}"
-    return Outcome(
-        "warned" if ran.said else "right", "".join(ran.said).removeprefix("Annealing guidance: "), deviation(ran, sampler, kind)
-    )
+    sentence = "".join(ran.said).removeprefix("Annealing guidance: ")
+    return Outcome("warned" if sentence else "right", sentence, deviation(ran, sampler, kind))
 
 
 def deviation(ran: Run, sampler: str, kind: Kind) -> float:
@@ -124,7 +124,7 @@ def run(sampler: str, kind: Kind, entry: str) -> Run:
     positive, negative = conditioning(DATA.cond_mean, DATA.cond_std), conditioning(DATA.uncond_mean, DATA.uncond_std)
     guidance, latent = Guidance(SensitiveScale(), LAMBDA), {"samples": torch.zeros(SHAPE)}
     sigmas, noises = sigmas_of(sampler, kind), []
-    with ours_said() as said, reference.recorded_noise(noises), torch.inference_mode():
+    with warnings_of_the_pack() as said, reference.recorded_noise(noises), torch.inference_mode():
         if entry == "guider":
             guider = AnnealingCFGGuider(model_of(kind), guidance)
             guider.set_conds(positive, negative)
@@ -132,14 +132,13 @@ def run(sampler: str, kind: Kind, entry: str) -> Run:
             samples = sample(guider, sampler_of(sampler), sigmas.clone(), Noise_RandomNoise(SEED).generate_noise(latent), SEED)
         else:
             model, _ = patch_model(model_of(kind), guidance)
-            if sampler in OURS:
-                samples = SamplerCustom.execute(
-                    model, True, SEED, 7.0, positive, negative, sampler_of(sampler), sigmas.clone(), latent
-                ).args[0]["samples"]
+            if sampler in OURS:  # which KSampler does not list
+                node = SamplerCustom.execute
+                output = node(model, True, SEED, 7.0, positive, negative, sampler_of(sampler), sigmas.clone(), latent).args
             else:
-                samples = core_nodes.KSampler().sample(model, SEED, STEPS, 7.0, sampler, "normal", positive, negative, latent)[0][
-                    "samples"
-                ]
+                node = core_nodes.KSampler().sample
+                output = node(model, SEED, STEPS, 7.0, sampler, "normal", positive, negative, latent)
+            samples = output[0]["samples"]
     return Run(samples, said, noises)
 
 
@@ -157,15 +156,14 @@ def expected(sampler: str, kind: Kind, dtype=torch.float64) -> torch.Tensor:
     return reference.final_latent(sampler_of(sampler), denoiser, noise, sigmas, noises, dtype)
 
 
-class ours_said:
+@contextlib.contextmanager
+def warnings_of_the_pack():
     """The pack's warnings meanwhile, as a list."""
-
-    def __enter__(self) -> list[str]:
-        self.said: list[str] = []
-        self.handler = logging.Handler(logging.WARNING)
-        self.handler.emit = lambda record: self.said.append(record.getMessage())
-        logging.getLogger("annealing_guidance").addHandler(self.handler)
-        return self.said
-
-    def __exit__(self, *_):
-        logging.getLogger("annealing_guidance").removeHandler(self.handler)
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("annealing_guidance").addHandler(handler)
+    try:
+        yield said
+    finally:
+        logging.getLogger("annealing_guidance").removeHandler(handler)
