@@ -89,7 +89,7 @@ class _Probe(comfy.samplers.Sampler):
         self.measured: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
     def sample(self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
-        """Fills `measured`: gap norm [B], first term's coefficients [B, 3], second term at the knots [B, K]."""
+        """Fills `measured`: gap norm [B], first term's coefficients [B, 3], products of the gaps after the step [B, K, K]."""
         model_sampling, options = guider.model_patcher.get_model_object("model_sampling"), extra_args["model_options"]
         sigma, next_sigma = self.rows.sigma.to(noise.device), self.rows.next_sigma.to(noise.device)
 
@@ -101,12 +101,13 @@ class _Probe(comfy.samplers.Sampler):
         cond, uncond = predict("positive", x, sigma)
         gap_norm = units.gap_norm(model_sampling, cond, uncond, sigma)
         first = first_term(model_sampling, cond, uncond, latent_image, sigma)
-        second = []
+        gaps = []
         for knot in self.knots:
             x_next = null_renoised(model_sampling, x, uncond + knot * (cond - uncond), uncond, sigma, next_sigma)
-            norm = units.gap_norm(model_sampling, *predict("clean", x_next, next_sigma), next_sigma)
-            second.append(norm**2 / x[0].numel())
-        self.measured = gap_norm, first, torch.stack(second, dim=1)
+            gaps.append(gap(model_sampling, *predict("clean", x_next, next_sigma), next_sigma))
+        gaps = torch.stack(gaps, dim=1)
+        second = torch.stack([(gaps * own[:, None]).mean(2) for own in gaps.unbind(1)], dim=1)
+        self.measured = gap_norm, first, second
         return noise
 
 
@@ -116,11 +117,15 @@ def first_term(model_sampling, cond, uncond, x0, sigma) -> torch.Tensor:
     cond, uncond: denoised predictions at sigma [B]; x0: the picture. In both units the error of a prediction is
     (x0 - D)/divisor with the divisor of the gap: eps - eps_w = (D_w - x0)/sigma, v - v_w = (D_w - x0)/s.
     """
+    error, delta = gap(model_sampling, uncond, x0, sigma), gap(model_sampling, cond, uncond, sigma)
+    return torch.stack([(error * error).mean(1), 2 * (error * delta).mean(1), (delta * delta).mean(1)], dim=1)
+
+
+def gap(model_sampling, cond, uncond, sigma) -> torch.Tensor:
+    """The values whose norm is units.gap_norm, of the opposite sign: [B, N], float32."""
     is_flow = units.prediction_kind(model_sampling) == "velocity"
-    divisor = (units.noise_level(model_sampling, sigma) if is_flow else sigma)[:, None]
-    error = (uncond - x0).float().flatten(1) / divisor
-    gap = (cond - uncond).float().flatten(1) / divisor
-    return torch.stack([(error * error).mean(1), 2 * (error * gap).mean(1), (gap * gap).mean(1)], dim=1)
+    divisor = units.noise_level(model_sampling, sigma) if is_flow else sigma
+    return (cond - uncond).float().flatten(1) / divisor[:, None]
 
 
 def null_renoised(model_sampling, x, guided, uncond, sigma, next_sigma) -> torch.Tensor:

@@ -4,8 +4,9 @@ With the two predictions of a noised picture given, the scale w is one number, a
 
     (1 - lambda) mean((eps_w - eps)^2) + lambda mean(delta'^2)
 
-has a first term that is exactly quadratic in w and a second that is smooth in w: the first is kept as three coefficients,
-the second at a few knots. Flow models have velocities in the place of the noise. Needs no ComfyUI; `shards` fills and keeps it.
+has a first term that is exactly quadratic in w and a second that is smooth in w: the first is kept as three coefficients, the
+second through the gaps at a few knots. Flow models have velocities in the place of the noise. Needs no ComfyUI; `shards` fills
+and keeps it.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Entries:
 
     picture: [N] int64; timestep: [N], the network's; gap_norm: [N], L2, in the network's units, for a latent of the
     profile's reference_numel values; first: [N, 3], mean((eps_w - eps)^2) = first[0] + first[1] w + first[2] w^2;
-    second: [N, K], mean(delta'^2) after the null-renoised step with the scale of each knot.
+    second: [N, K, K], mean(delta'_i delta'_j) of the gaps after the null-renoised steps with the scales of each two knots.
     """
 
     picture: torch.Tensor
@@ -68,7 +69,7 @@ class Entries:
 
     def finite(self) -> torch.Tensor:
         """[N] bool: rows without NaN and infinity."""
-        numbers = torch.cat([self.gap_norm[:, None], self.first, self.second], dim=1)
+        numbers = torch.cat([self.gap_norm[:, None], self.first, self.second.flatten(1)], dim=1)
         return torch.isfinite(numbers).all(dim=1)
 
 

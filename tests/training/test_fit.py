@@ -93,7 +93,7 @@ def test_the_loss_is_the_two_terms_and_has_a_slope_back_beyond_the_knots(profile
     rows, knot = torch.tensor([0, 5]), profile.settings.knots[2]
     scale, guidance_lambda = torch.full((2,), knot), torch.tensor([0.25, 1.0])
     a, b, c = profile.entries.first[rows].unbind(1)
-    second = profile.entries.second[rows, 2]
+    second = profile.entries.second[rows, 2, 2]
     expected = (1 - guidance_lambda) * (a + b * knot + c * knot**2) + guidance_lambda * 3.0 * second
     torch.testing.assert_close(loss(scale, guidance_lambda, rows), expected)
     outside = torch.tensor([-0.5, 4.5], requires_grad=True)

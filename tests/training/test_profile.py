@@ -187,14 +187,20 @@ def test_it_measures_in_inference_mode_as_nodes_run():
     assert torch.equal(inside.entries.second, measured("epsilon", count=2).entries.second)
 
 
-def test_a_tabulated_function_is_met_between_its_knots_with_its_slope():
+def test_the_mean_square_of_a_gap_is_met_between_its_knots_with_its_slope():
     knots = spread_knots(0.0, 4.0, 9)
-    at = torch.tensor(knots)
-    values = torch.stack([at**2 - at + 3, torch.exp(-at / 2)])
-    table = Tabulated(knots, values)
-    scale = torch.tensor([1.3, 2.7], requires_grad=True)
-    result = table(scale)
-    torch.testing.assert_close(result.detach(), torch.tensor([1.3**2 - 1.3 + 3, torch.tensor(-1.35).exp()]), rtol=1e-4, atol=0)
-    result.sum().backward()
-    torch.testing.assert_close(scale.grad, torch.tensor([1.6, -0.5 * torch.tensor(-1.35).exp()]), rtol=1e-3, atol=0)
-    torch.testing.assert_close(table(torch.tensor([knots[2]]), torch.tensor([1])), values[1, 2:3])
+
+    def gaps(scale: torch.Tensor) -> torch.Tensor:
+        """Two gaps of three values: one that passes near zero, where its mean square has a sharp bend, and one that fades."""
+        near_zero = torch.stack([scale - 1.5, 2.0 * (scale - 1.5), 0.01 + 0.0 * scale])
+        fading = torch.stack([torch.exp(-scale), 1.0 / (1.0 + scale), 0.3 + 0.0 * scale])
+        return torch.stack([near_zero, fading]).double()
+
+    at = gaps(torch.tensor(knots))
+    table = Tabulated(knots, at.mT @ at / 3)
+    scale = torch.tensor([1.45, 2.7], requires_grad=True)
+    exact = gaps(scale).square().mean(1).diagonal()
+    torch.testing.assert_close(table(scale).double(), exact, rtol=1e-3, atol=0)
+    own, slope = (torch.autograd.grad(values.sum(), scale)[0] for values in (table(scale), exact))
+    torch.testing.assert_close(own, slope, rtol=1e-3, atol=0)
+    torch.testing.assert_close(table(torch.tensor([knots[2]]), torch.tensor([1])).double(), at[1:, :, 2].square().mean(1))
