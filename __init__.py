@@ -1,4 +1,4 @@
-"""ComfyUI's entry point for Annealing Guidance. It lists the nodes and nothing else.
+"""ComfyUI's entry point for Annealing Guidance. It lists the nodes and names the web folder, nothing else.
 
 Nothing is imported until ComfyUI asks for the nodes, so that `models/` can be used and tested without ComfyUI.
 """
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from comfy_api.latest import ComfyExtension
 
-__all__ = ["comfy_entrypoint"]
+__all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]
+
+WEB_DIRECTORY = "./web"
 
 
 async def comfy_entrypoint() -> ComfyExtension:

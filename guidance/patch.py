@@ -8,19 +8,20 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from ..models.errors import AnnealingError
 from . import units
 from .guider import NO_NEGATIVE_GIVEN, AnnealingCFGGuider
+from .live import LiveChart
 from .step import Guidance, GuidedRun, guided_step
 from .trace import AnnealingTrace
 
 KEY = "annealing_guidance"
 
 
-def patch_model(model_patcher, guidance: Guidance) -> tuple[object, AnnealingTrace]:
-    """A clone of the model that is guided wherever it is sampled, and the trace of its latest run.
+def patch_model(model_patcher, guidance: Guidance, live: LiveChart | None = None) -> tuple[object, AnnealingTrace]:
+    """A clone of the model that is guided wherever it is sampled, and the trace of its latest run. live: follows every run.
 
     A model that was patched before gets the new guidance instead of the old, not both.
     """
     units.require_match(guidance.scale_model.info, model_patcher.get_model_object("model_sampling"))
-    patch = AnnealingPatch(guidance)
+    patch = AnnealingPatch(guidance, live)
     patched = model_patcher.clone()
     for wrapper_type, wrapper in ((WrappersMP.OUTER_SAMPLE, patch.outer_sample), (WrappersMP.PREDICT_NOISE, patch.predict_noise)):
         patched.remove_wrappers_with_key(wrapper_type, KEY)
@@ -31,20 +32,21 @@ def patch_model(model_patcher, guidance: Guidance) -> tuple[object, AnnealingTra
 class AnnealingPatch:
     """The two wrappers: one sees a run begin, with its sampler; the other takes the place of the guider's prediction."""
 
-    def __init__(self, guidance: Guidance):
+    def __init__(self, guidance: Guidance, live: LiveChart | None = None):
         self.guidance = guidance
         self.trace = AnnealingTrace()
+        self.live = live
         self.run: GuidedRun | None = None
 
-    def outer_sample(self, executor: WrapperExecutor, noise, latent_image, sampler, *args, **kwargs):
+    def outer_sample(self, executor: WrapperExecutor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         guider = executor.class_obj
         if isinstance(guider, AnnealingCFGGuider):  # has its own guidance
-            return executor(noise, latent_image, sampler, *args, **kwargs)
+            return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         _require_cfg(guider)
-        self.run = GuidedRun(self.guidance, self.trace, guider.model_patcher, sampler)
+        self.run = GuidedRun(self.guidance, self.trace, guider.model_patcher, sampler, self.live)
         try:
-            self.run.begin(guider, noise, kwargs.get("latent_shapes"))
-            output = executor(noise, latent_image, sampler, *args, **kwargs)
+            self.run.begin(guider, noise, sigmas, kwargs.get("latent_shapes"))
+            output = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
             run, self.run = self.run, None
         run.finish()

@@ -17,6 +17,7 @@ from ..models.scale_model import ScaleModel
 from . import folding, renoising, units
 from .coverage import covers_nothing, per_sample
 from .extent import GapExtent, has_frames_on_batch
+from .live import LiveChart, can_follow
 from .trace import NO_NEGATIVE, NO_POSITIVE, AnnealingTrace, GuidedCall
 
 logger = logging.getLogger("annealing_guidance")
@@ -44,9 +45,10 @@ class Guidance:
 class GuidedRun:
     """The guidance of one sampling run, resolved for its model and sampler; AnnealingError where they don't fit."""
 
-    def __init__(self, guidance: Guidance, trace: AnnealingTrace, model_patcher, sampler):
+    def __init__(self, guidance: Guidance, trace: AnnealingTrace, model_patcher, sampler, live: LiveChart | None = None):
         self.guidance = guidance
         self.trace = trace
+        self.live = live if can_follow(model_patcher.load_device) else None
         # From the patcher, so that ModelSampling nodes count.
         self.model_sampling = model_patcher.get_model_object("model_sampling")
         units.require_match(guidance.scale_model.info, self.model_sampling)
@@ -59,7 +61,7 @@ class GuidedRun:
         self.extent = GapExtent()
         trace.begin(guidance.scale_model.info.name, guidance.guidance_lambda, self.folded)
 
-    def begin(self, guider, noise: torch.Tensor, latent_shapes: list | None) -> None:
+    def begin(self, guider, noise: torch.Tensor, sigmas: torch.Tensor, latent_shapes: list | None) -> None:
         """Fit the run to what ComfyUI's guider is about to sample; AnnealingError where the lambdas don't fit the batch.
 
         noise: [B, ...], or [B, 1, N] where latent_shapes names several parts; both as outer_sample is given them.
@@ -70,9 +72,20 @@ class GuidedRun:
         if isinstance(self.guidance_lambda, torch.Tensor):
             _require_one_lambda_per_sample(self.guidance_lambda.numel(), noise.shape[0])
             self.guidance_lambda = self.guidance_lambda.to(guider.model_patcher.load_device)
+        if self.live:
+            lambdas = torch.as_tensor(self.guidance.guidance_lambda).reshape(-1).tolist()
+            self.live.begin(self.trace.run, len(sigmas) - 1, self.folded, lambdas)
+
+    def record(self, call: GuidedCall) -> None:
+        """Keep what was used, and show it. No waiting for the device."""
+        self.trace.record(call)
+        if self.live:
+            self.live.record(call)
 
     def finish(self) -> None:
         """Report what the user should know. The only wait for the device, after the last step."""
+        if self.live:
+            self.live.finish()
         for sentence in self.trace.warnings():
             logger.warning("Annealing guidance: %s", sentence)
 
@@ -128,7 +141,7 @@ def guided_step(
             predictions = hook({**args, "conds_out": predictions, "model_options": model_options})
 
     call = _with_coverage(run.guide(*predictions[:2], sigmas, model_options), coverage)
-    run.trace.record(call)
+    run.record(call)
     cond, uncond = predictions[:2]
     scale = per_sample(call.used, x).to(x.dtype)
     with _patch_named(model_options.get("sampler_cfg_function")):

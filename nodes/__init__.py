@@ -2,10 +2,19 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import fitting, guider, sampling, scale, shapes, training
+from . import fitting, guider, plots, sampling, scale, shapes, sweep, training
 
 # One line per topic, in the order of the menu.
-NODES: list[type[io.ComfyNode]] = [*guider.NODES, *scale.NODES, *sampling.NODES, *training.NODES, *fitting.NODES, *shapes.NODES]
+NODES: list[type[io.ComfyNode]] = [
+    *guider.NODES,
+    *scale.NODES,
+    *sampling.NODES,
+    *sweep.NODES,
+    *plots.NODES,
+    *training.NODES,
+    *fitting.NODES,
+    *shapes.NODES,
+]
 
 
 class AnnealingGuidance(ComfyExtension):

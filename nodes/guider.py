@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from comfy_api.latest import io
 
 from ..guidance.family import default_scale_name
 from ..guidance.guider import AnnealingCFGGuider
+from ..guidance.live import LiveChart
 from ..guidance.patch import patch_model
 from ..guidance.renoising import CHOICES, Renoise
 from ..guidance.step import Guidance
-from ..models.errors import AnnealingError
 from ..models.scale_model import ScaleModel
 from .host import CATEGORY, where_known
+from .lists import numbers_in
+from .progress import send_event, show_text
 from .scale import AnnealingScale, load_scale_by_name
 
 AnnealingTraceType = io.Custom("ANNEALING_TRACE")
@@ -46,6 +46,7 @@ class AnnealingGuider(io.ComfyNode):
                 io.Guider.Output(display_name="guider", tooltip="Connect it to SamplerCustomAdvanced."),
                 _trace_output(),
             ],
+            hidden=[io.Hidden.unique_id],
             **where_known(io.Schema, search_aliases=_ALIASES),
         )
 
@@ -54,7 +55,7 @@ class AnnealingGuider(io.ComfyNode):
         cls, model, positive, negative, guidance_lambda, renoise, match_training_steps, scale_model=None, lambda_per_sample=""
     ) -> io.NodeOutput:
         guidance = _guidance(model, scale_model, guidance_lambda, renoise, match_training_steps, lambda_per_sample)
-        guider = AnnealingCFGGuider(model, guidance)
+        guider = AnnealingCFGGuider(model, guidance, live_chart(cls.hidden))
         guider.set_conds(positive, negative)
         return io.NodeOutput(guider, guider.trace)
 
@@ -82,6 +83,7 @@ class AnnealingModelPatch(io.ComfyNode):
                 ),
                 _trace_output(),
             ],
+            hidden=[io.Hidden.unique_id],
             **where_known(io.Schema, search_aliases=_ALIASES),
         )
 
@@ -90,7 +92,7 @@ class AnnealingModelPatch(io.ComfyNode):
         cls, model, guidance_lambda, renoise, match_training_steps, scale_model=None, lambda_per_sample=""
     ) -> io.NodeOutput:
         guidance = _guidance(model, scale_model, guidance_lambda, renoise, match_training_steps, lambda_per_sample)
-        return io.NodeOutput(*patch_model(model, guidance))
+        return io.NodeOutput(*patch_model(model, guidance, live_chart(cls.hidden)))
 
 
 _ALIASES = ["annealing guidance", "learned guidance scale", "dynamic cfg", "adaptive cfg", "cfg++"]
@@ -104,29 +106,27 @@ def _guidance(
     match_training_steps: bool,
     lambda_per_sample: str,
 ) -> Guidance:
-    """The node's inputs as Guidance; an unconnected scale_model means the one of the model's family."""
-    lambdas = parse_lambdas(lambda_per_sample)
-    if scale_model is None:
-        scale_model = load_scale_by_name(default_scale_name(model))
+    """The node's inputs as Guidance."""
+    lambdas = parse_lambdas(lambda_per_sample, "lambda_per_sample")
+    scale_model = scale_model_or_default(model, scale_model)
     return Guidance(scale_model, guidance_lambda if lambdas is None else lambdas, renoise, match_training_steps)
 
 
-def parse_lambdas(text: str) -> torch.Tensor | None:
-    """The numbers of lambda_per_sample, "0, 0.4, 0.8": [count], each 0..1; None for an empty text.
+def scale_model_or_default(model, scale_model: ScaleModel | None) -> ScaleModel:
+    """The scale model that is connected, else the one of the model's family."""
+    return load_scale_by_name(default_scale_name(model)) if scale_model is None else scale_model
 
-    AnnealingError for what is not such a number. Whether the count fits the batch is known only when sampling begins.
-    """
-    entries = text.replace(",", " ").split()
-    try:
-        values = [float(entry) for entry in entries]
-    except ValueError:
-        values = [math.nan]
-    if not all(0 <= value <= 1 for value in values):
-        raise AnnealingError(
-            f'lambda_per_sample is "{text}". Write one number from 0 to 1 for each sample of the batch, with commas between them '
-            'and points inside them, for example "0, 0.2, 0.4, 0.6, 0.8", or leave it empty to use guidance_lambda for all.'
-        )
+
+def parse_lambdas(text: str, title: str) -> torch.Tensor | None:
+    """The lambdas in a user's text, "0, 0.4, 0.8": [count], each 0..1; None for an empty text. title: the input's name."""
+    values = numbers_in(text, title, 1.0, "0, 0.2, 0.4, 0.6, 0.8")
     return torch.tensor(values) if values else None
+
+
+def live_chart(hidden: io.HiddenHolder | None) -> LiveChart | None:
+    """The chart of the node that is executed, by its hidden inputs; None outside ComfyUI's executor."""
+    node = getattr(hidden, "unique_id", None)
+    return None if node is None else LiveChart(node, send_event, lambda text: show_text(text, node))
 
 
 def _guidance_inputs() -> list[io.Input]:

@@ -10,12 +10,22 @@ import comfy.utils
 from comfy_execution.utils import get_executing_context
 
 
-def show_text(text: str) -> None:
-    """A line under the node that is being executed. Nothing happens outside a running server, as in tests."""
-    server = getattr(sys.modules.get("server"), "PromptServer", None)
-    running, context = getattr(server, "instance", None), get_executing_context()
-    if running is not None and context is not None:
-        running.send_progress_text(text, context.node_id)
+def show_text(text: str, node: str | None = None) -> None:
+    """A line under a node, by its execution id; of the node that is being executed if None. Nothing outside a server."""
+    context = get_executing_context()
+    if (server := _server()) is not None and (node is not None or context is not None):
+        server.send_progress_text(text, context.node_id if node is None else node)
+
+
+def send_event(event: str, data: dict) -> None:
+    """An event for the interface that asked for this run. Nothing outside a server."""
+    if (server := _server()) is not None:
+        server.send_sync(event, data, server.client_id)
+
+
+def _server():
+    """The running server, if this process has one; tests and the command line have none."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 class Pace:

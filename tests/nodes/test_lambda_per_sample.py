@@ -37,7 +37,7 @@ def run(built, noise=NOISE):
     [("", None), ("  ", None), ("0.4", [0.4]), ("0, 0.2,1", [0, 0.2, 1]), ("0 .5\n1,", [0, 0.5, 1]), ("1e-1", [0.1])],
 )
 def test_numbers_are_read_from_the_text(text, values):
-    lambdas = guider.parse_lambdas(text)
+    lambdas = guider.parse_lambdas(text, "lambda_per_sample")
     assert lambdas is None if values is None else torch.equal(lambdas, torch.tensor(values, dtype=torch.float32))
 
 

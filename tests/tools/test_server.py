@@ -28,8 +28,9 @@ def test_the_server_offers_every_node_of_the_pack(server):
     undescribed = [
         f"{node}.{name}"
         for node in expected
-        for group in offered[node]["input"].values()
-        for name, (_kind, *options) in group.items()
+        for group, inputs in offered[node]["input"].items()
+        if group != "hidden"
+        for name, (_kind, *options) in inputs.items()
         if not options or not options[0].get("tooltip")
     ]
     assert not undescribed, "inputs without a tooltip"
