@@ -70,12 +70,14 @@ def objects():
 
 
 def objects_of(module, objects):
-    """`model` is spelled alike for three things, and the nodes' `guider` is ours."""
+    """`model` is spelled alike for several things, and the nodes' `guider` is ours."""
     name = module.__name__.removeprefix(f"{pack.__name__}.")
     if name == "guidance.sampler":
         return {**objects, "model": objects["inpaint"]}
     if name.startswith("nodes."):
         return {"model": objects["model_patcher"]}
+    if name == "training.command":
+        return {}  # its `model` is a group of options
     if name.startswith("training."):
         return {**objects, "model": objects["model_patcher"]}
     if name == "shapes.loader":
