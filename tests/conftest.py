@@ -29,7 +29,7 @@ if COMFYUI:
         sys.exit(f"dev.py test: {error}")
 else:
     # These folders test code that imports ComfyUI. `python tools/dev.py test` always provides one.
-    collect_ignore = ["compatibility", "guidance", "nodes", "plots", "shapes", "training"]
+    collect_ignore = ["beside", "compatibility", "guidance", "hosts", "nodes", "plots", "shapes", "training"]
 import_pack(ROOT)
 
 
