@@ -148,7 +148,8 @@ def test_a_sweep_in_one_run_gives_the_latents_of_a_run_per_lambda(server, way):
     lambdas, steps = [0.0, 0.4, 0.8], []
     text = json.dumps(lambdas).strip("[]")
     run_workflow(server.address, shapes_workflow(lambdas, text, way), lambda node, done, total: steps.append((node, done)))
-    assert [done for node, done in steps if node == "sweep"] == [1, 2, 3, 4]  # the sampler ran once, not once per lambda
+    done = [done for node, done in steps if node == "sweep"]  # newer hosts leave out steps that follow quickly
+    assert done[-1] == 4 and done == sorted(set(done))  # the sampler ran once, not once per lambda
     run_workflow(server.address, shapes_workflow(lambdas, None, way))
 
     def saved(name):
