@@ -8,9 +8,9 @@ A model's fingerprint sees, in a few milliseconds and wherever the weights lie:
   its sampling: prediction and table of noise levels       another ModelSampling node, another shift
 
 The values are compared with a tolerance that float32, bfloat16 and float16 copies of a checkpoint stay within; an 8-bit or
-smaller copy counts as another model, as it predicts otherwise. Not seen: what changes the prediction without touching a
-weight (attention and block patches, FreeU, wrappers, control nets), fine-tuning that moves all weights by less than 0.5%, and
-LoRAs that hang on a conditioning (hooks).
+smaller copy counts as another model, as it predicts otherwise. Not seen: what changes the prediction without touching a weight
+(attention and block patches, FreeU, wrappers, control nets), fine-tuning that moves all weights by less than 0.5%, and LoRAs
+that hang on a conditioning (hooks).
 """
 
 from __future__ import annotations

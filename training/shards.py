@@ -27,6 +27,7 @@ import safetensors.torch
 import torch
 
 from ..guidance import units
+from ..guidance.extent import has_frames_on_batch
 from ..models.errors import AnnealingError
 from ..models.scale_model import Prediction
 from ..models.whole_file import write_whole
@@ -70,7 +71,7 @@ def measure_into(
     require_whole_run([negative])
     store = _Folder(folder, origin_of(model, negative, settings), _precision(model))
     pictures = list({picture.identity: picture for picture in pictures}.values())
-    whole = broken = 0
+    broken = 0
 
     def tell() -> None:
         if progress is not None:
@@ -84,15 +85,12 @@ def measure_into(
             continue
         entries, numel = measure_picture(model, picture, negative, settings, batch_size)
         store.add(_Measured(entries, numel))
-        if entries.finite().all():
-            whole += 1
-        else:
-            broken += 1
-            if whole == 0 and broken >= min(FIRST_BROKEN, len(pictures)):
-                raise AnnealingError(
-                    f"The model predicted NaN or infinity for all of the first {broken} pictures. Check that it samples properly "
-                    "with these latents and captions, or run it in another precision."
-                )
+        broken += not entries.finite().all()
+        if broken >= min(FIRST_BROKEN, len(pictures)) and not store.holds_whole():
+            raise AnnealingError(
+                f"The model predicted NaN or infinity for all of the first {broken} pictures. Check that it samples properly "
+                "with these latents and captions, or run it in another precision."
+            )
         tell()
     return store.profile()
 
@@ -167,6 +165,11 @@ def _short(value: object) -> str:
 
 def origin_of(model, negative: list, settings: ProfileSettings) -> Origin:
     """AnnealingError for a model or a training grid that no profile can be measured on."""
+    if has_frames_on_batch(model, model.model_options):
+        raise AnnealingError(
+            "This model takes a batch as the frames of one video (AnimateDiff, SVD, context windows along the batch), and a "
+            "profile is measured on batches of single pictures. Measure it on the model without them."
+        )
     kind = units.prediction_kind(model.get_model_object("model_sampling"))
     steps_of_grid(kind, settings.training_grid)
     embeddings = [tensor for sequence, options in negative for tensor in (sequence, *options.values())]
@@ -265,6 +268,10 @@ class _Folder:
         self._note(shard)
         if len(self._own) >= PICTURES_PER_SHARD:
             self._own, self._own_path = {}, None
+
+    def holds_whole(self) -> bool:
+        """Whether any picture is without NaN and infinity."""
+        return any(picture.is_finite for shard in self._shards.values() for picture in shard.pictures.values())
 
     def profile(self) -> Profile:
         """All of it merged: sorted by picture, each picture once, those with NaN left out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import comfy.samplers
 import pytest
 import torch
 import two_points
@@ -113,6 +114,21 @@ def test_a_sampled_picture_is_the_same_every_time_and_in_inference_mode():
     with torch.inference_mode():
         repeated = again[2].make()[0]
     assert torch.equal(one[2].make()[0], repeated)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_samplers_of_other_packs_that_draw_from_torchs_own_generator_are_tamed(monkeypatch):
+    def sample_global_noise(model, x, sigmas, **kwargs):
+        return torch.randn_like(x)
+
+    names = [*comfy.samplers.SAMPLER_NAMES, "global_noise"]
+    monkeypatch.setattr(comfy.samplers.k_diffusion_sampling, "sample_global_noise", sample_global_noise, raising=False)
+    monkeypatch.setattr(comfy.samplers, "SAMPLER_NAMES", names)
+    monkeypatch.setattr(comfy.samplers.KSampler, "SAMPLERS", names)
+    one, again = (made(CAPTIONS[0], two_points.NEGATIVE, sampler="global_noise")[0] for _ in range(2))
+    torch.rand(1)
+    before = torch.random.get_rng_state()
+    assert torch.equal(one.make()[0], again.make()[0])
     assert torch.equal(torch.random.get_rng_state(), before)
 
 

@@ -161,7 +161,8 @@ def test_a_picture_with_nan_is_told_kept_out_and_not_measured_again(tmp_path, te
     latents, captions = two_points.pictures(10)
     latents.append(torch.full_like(latents[0], torch.nan))
     those = given_pictures({"samples": torch.stack(latents)}, [*captions, captions[0]])
-    assert_same(fill(tmp_path, those), ten)
+    fill(tmp_path, those[:10])
+    assert_same(fill(tmp_path, those[10:]), ten)
     assert "1 of 11 pictures" in caplog.text and "NaN" in caplog.text
     model = two_points.two_point_model("epsilon")
     assert_same(fill(tmp_path, those, model=model), ten)
@@ -199,6 +200,10 @@ def test_what_cannot_be_measured_is_refused_in_words(tmp_path):
         fill(tmp_path, pictures(1), settings=ProfileSettings((1.0, 0.0)))
     with pytest.raises(AnnealingError, match="no measured pictures"):
         load_folder(tmp_path)
+    video = two_points.two_point_model("epsilon")
+    video.set_additional_models("ADE", [video.clone()])  # as AnimateDiff-Evolved does
+    with pytest.raises(AnnealingError, match="frames of one video"):
+        fill(tmp_path, pictures(1), model=video)
 
 
 def test_it_measures_into_a_folder_in_inference_mode_as_nodes_run(tmp_path, ten):
