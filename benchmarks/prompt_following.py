@@ -88,16 +88,22 @@ class Benchmark:
         guidance = pack_module("guidance.step").Guidance(scale_model, guidance_lambda)
         return pack_module("guidance.guider").AnnealingCFGGuider(self.model, guidance)
 
+    def pictures(self, guider, sampler, sigmas):
+        """Batches of drawn pictures [b, 3, 32, 32] and the rows of the prompts they belong to."""
+        import torch
+
+        for rows in torch.arange(len(self.prompts)).split(BATCH):
+            guider.set_conds([[self.positive[rows], {}]], self.negative)
+            empty = torch.zeros(len(rows), 4, 16, 16)
+            latents = guider.sample(self.noise[rows], empty, sampler, sigmas, disable_pbar=True, seed=0)
+            yield self.vae.decode(latents).movedim(-1, 1)[:, :, ::4, ::4], rows
+
     def measure(self, guider, sampler, sigmas) -> dict[str, float]:
         """Share of prompts drawn entirely right, its 95% interval, and the mean drawing error (0..1)."""
         import torch
 
         right, error = [], []
-        for rows in torch.arange(len(self.prompts)).split(BATCH):
-            guider.set_conds([[self.positive[rows], {}]], self.negative)
-            empty = torch.zeros(len(rows), 4, 16, 16)
-            latents = guider.sample(self.noise[rows], empty, sampler, sigmas, disable_pbar=True, seed=0)
-            pictures = self.vae.decode(latents).movedim(-1, 1)[:, :, ::4, ::4]
+        for pictures, rows in self.pictures(guider, sampler, sigmas):
             right.append(self.judge.right(pictures, self.numbers[rows]))
             error.append(self.judge.drawing_error(pictures))
         share = torch.cat(right).float().mean().item()

@@ -38,15 +38,24 @@ from prompt_following import ROOT, load_hosts, pack_module  # puts tools/ on the
 
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
+# Every sampler of ComfyUI that is deterministic, as it is or with OPTIONS; those that the host lacks are left out.
 SAMPLERS = (
-    *("annealing", "euler", "euler_cfg_pp", "heun", "heunpp2", "dpm_2", "dpmpp_2s_ancestral", "lms", "dpmpp_2m", "ipndm"),
-    *("ipndm_v", "deis", "res_multistep", "gradient_estimation", "ddim", "uni_pc", "uni_pc_bh2"),
+    *("annealing", "euler", "euler_cfg_pp", "ddim", "heun", "heunpp2", "exp_heun_2_x0", "dpm_2", "dpm_fast", "dpm_adaptive"),
+    *("dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp", "dpmpp_sde", "seeds_2", "seeds_3", "lms", "dpmpp_2m"),
+    *("dpmpp_2m_cfg_pp", "ipndm", "ipndm_v", "deis", "res_multistep", "res_multistep_cfg_pp", "gradient_estimation"),
+    *("gradient_estimation_cfg_pp", "uni_pc", "uni_pc_bh2"),
 )
-OPTIONS = {"dpmpp_2s_ancestral": {"eta": 0.0}}  # its deterministic form
+OPTIONS = {name: {"eta": 0.0} for name in ("dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp", "seeds_2", "seeds_3", "dpmpp_sde")}
+STOCHASTIC = (
+    *("euler_ancestral", "euler_ancestral_cfg_pp", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde"),
+    *("dpmpp_2m_sde_heun", "dpmpp_3m_sde", "ddpm", "lcm", "res_multistep_ancestral", "er_sde", "seeds_2", "seeds_3"),
+    *("sa_solver", "sa_solver_pece", "exp_heun_2_x0_sde"),
+)
+SEEDS = 256
 SCHEDULES = ("karras", "normal", "simple", "sgm_uniform", "beta", "even")
 STEPS = (8, 10, 20, 30, 50, 100)
 FLOW_REFERENCE_STEPS = 28
-AIM, AIM_OF_CFG = 0.06, 2.0
+AIM, AIM_OF_CFG, AIM_OF_FLOOR = 0.06, 2.0, 1.5
 
 
 def authors_network():
@@ -80,10 +89,15 @@ class Benchmark:
             self.model = closed_form_model(ModelType.FLOW, {"shift": 3.0})
             self.sampling = self.model.get_model_object("model_sampling")
             times = torch.linspace(1, 0, FLOW_REFERENCE_STEPS + 1)
-            grid = 3 * times / (1 + 2 * times)
+            grid = self.flow_grid = 3 * times / (1 + 2 * times)
             self.scale = SmoothScale("velocity", training_grid=tuple(grid.tolist()))
             self.reference = self.sample("annealing", grid, self.annealing(match_training_steps=False))
-        self.cfg_reference = self.sample("euler", self.sigmas("even", 981 if kind == "epsilon" else 1000), self.cfg())
+        self.stochastic_references = None
+        many = self.sigmas("even", 981 if kind == "epsilon" else 1000)
+        self.cfg_reference = self.sample("euler", many, self.cfg())
+        # How far the reference itself is from what its steps would lead to if they were small: no solver can be nearer.
+        self.floor = max(deviation(self.sample(name, many, self.annealing()), self.reference) for name in ("euler", "heun"))
+        self.aim = max(AIM, AIM_OF_FLOOR * self.floor)
 
     def sigmas(self, schedule: str, steps: int):
         """Sigmas and a final 0; karras and even begin and end where the paper's 50 steps do, the others are ComfyUI's own."""
@@ -109,28 +123,33 @@ class Benchmark:
         guider.set_cfg(7.5)
         return guider
 
-    def annealing(self, match_training_steps: bool = True):
-        guidance = pack_module("guidance.step").Guidance(self.scale, self.data.lambdas, "auto", match_training_steps)
+    def annealing(self, match_training_steps: bool = True, one: bool = False):
+        """one: every sample has the lambda of the third."""
+        lambdas = float(self.data.lambdas[2]) if one else self.data.lambdas
+        guidance = pack_module("guidance.step").Guidance(self.scale, lambdas, "auto", match_training_steps)
         return pack_module("guidance.guider").AnnealingCFGGuider(self.model, guidance)
 
-    def sample(self, name: str, sigmas, guider):
+    def sample(self, name: str, sigmas, guider, deterministic: bool = True, noise=None, means=None):
         import comfy.samplers
-        from closed_form import sample
+        from closed_form import conditioning, sample
 
         if name == "annealing":
             sampler = pack_module("guidance.sampler").null_renoising_sampler()
-        elif name in OPTIONS:
+        elif deterministic and name in OPTIONS:
             sampler = comfy.samplers.ksampler(name, OPTIONS[name])
         else:
             sampler = comfy.samplers.sampler_object(name)
-        guider.set_conds(self.data.positive(), self.data.negative())
-        noise = self.data.noise(sigmas[0]) if self.kind == "epsilon" else self.data.initial_noise.float()
+        caption = self.data.positive() if means is None else conditioning(means, self.data.std_cond)
+        guider.set_conds(caption, self.data.negative())
+        noise = self.data.initial_noise if noise is None else noise
+        if self.kind == "epsilon":  # see PaperTrajectory.noise
+            noise = noise * (1 + sigmas[0].double() ** 2) ** 0.5 / sigmas[0].double()
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-            return sample(guider, sampler, sigmas, noise).double()
+            return sample(guider, sampler, sigmas, noise.float()).double()
 
     def cell(self, sampler: str, schedule: str, steps: int) -> dict[str, float]:
         sigmas = self.sigmas(schedule, steps)
-        plain = "euler" if sampler in ("annealing", "euler_cfg_pp") else sampler
+        plain = plain_form(sampler)
         after = deviation(self.sample(sampler, sigmas, self.annealing()), self.reference)
         with linear_growth():
             before = deviation(self.sample(sampler, sigmas, self.annealing()), self.reference)
@@ -140,17 +159,44 @@ class Benchmark:
             "cfg": deviation(self.sample(plain, sigmas, self.cfg()), self.cfg_reference),
         }
 
+    def stochastic_cell(self, sampler: str, schedule: str, steps: int) -> dict[str, tuple[float, float]]:
+        """Strength along the caption and spread over seeds, each over the reference's: of annealing and of CFG 7.5."""
+        if self.stochastic_references is None:
+            grid = self.data.sigmas(self.sampling) if self.kind == "epsilon" else self.flow_grid
+            even = self.sigmas("even", 981 if self.kind == "epsilon" else 1000)
+            exact = self.over_seeds("annealing", grid, self.annealing(match_training_steps=False, one=True))
+            self.stochastic_references = exact, self.over_seeds("euler", even, self.cfg())
+        sigmas, (ours, cfg) = self.sigmas(schedule, steps), self.stochastic_references
+        after = self.over_seeds(sampler, sigmas, self.annealing(one=True))
+        plain = self.over_seeds(plain_form(sampler), sigmas, self.cfg())
+        return {
+            "annealing": tuple(a / b for a, b in zip(after, ours, strict=True)),
+            "cfg": tuple(a / b for a, b in zip(plain, cfg, strict=True)),
+        }
+
+    def over_seeds(self, name: str, sigmas, guider) -> tuple[float, float]:
+        """One caption and SEEDS noises: the mean latent's size along the caption's mean, and the spread around it."""
+        import torch
+
+        noise = torch.randn(SEEDS, *self.data.means.shape[1:], generator=torch.Generator().manual_seed(0))
+        latents = self.sample(name, sigmas, guider, deterministic=False, noise=noise, means=self.data.means[2:3])
+        mean, caption = latents.mean(0), self.data.means[2].double()
+        return ((mean * caption).sum() / caption.square().sum()).item(), latents.std(0).mean().item()
+
 
 @contextlib.contextmanager
 def linear_growth():
-    """Matching without its saturation."""
-    folding = pack_module("guidance.folding")
-    saturation = folding.saturation
-    folding.saturation = lambda *arguments: 1.0
-    try:
+    """Matching without its corrections."""
+    from unittest.mock import patch
+
+    folding, multistep = pack_module("guidance.folding"), pack_module("guidance.multistep").Multistep
+    with patch.object(folding, "saturation", lambda *arguments: 1.0), patch.object(multistep, "applies", False):
         yield
-    finally:
-        folding.saturation = saturation
+
+
+def plain_form(sampler: str) -> str:
+    """The sampler that renoises with the guided prediction, for plain CFG."""
+    return "euler" if sampler == "annealing" else sampler.removesuffix("_cfg_pp")
 
 
 def deviation(latent, reference) -> float:
@@ -158,15 +204,27 @@ def deviation(latent, reference) -> float:
     return relative.nan_to_num(1e9, 1e9).max().item()
 
 
-def figures(cell: dict[str, float]) -> str:
+def figures(cell: dict[str, float], aim: float) -> str:
     before, after, cfg = cell["before"], cell["after"], cell["cfg"]
-    return f"{before:7.3f}{mark(before, cfg)}/{after:6.3f}{mark(after, cfg)}({cfg:.3f})"
+    return f"{before:7.3f}{mark(before, cfg, aim)}/{after:6.3f}{mark(after, cfg, aim)}({cfg:.3f})"
 
 
-def mark(value: float, cfg: float) -> str:
+def mark(value: float, cfg: float, aim: float) -> str:
     if value > 1 > cfg:
         return "!"
-    return "*" if value > max(AIM, AIM_OF_CFG * cfg) else " "
+    return "*" if value > max(aim, AIM_OF_CFG * cfg) else " "
+
+
+def stochastic_table(benchmark: Benchmark, samplers: list[str], steps: list[int]) -> dict[str, dict]:
+    """Prints strength and spread, each over the reference's, of annealing and (in brackets) of CFG; karras schedule."""
+    cells = {}
+    print(f"\n{benchmark.kind}, {SEEDS} seeds: strength, spread (CFG's) at {', '.join(map(str, steps))} steps", flush=True)
+    for sampler in samplers:
+        row = {f"{sampler}/karras/{n}": benchmark.stochastic_cell(sampler, "karras", n) for n in steps}
+        cells |= row
+        text = (f"{a:.2f},{b:.2f} ({c:.2f},{d:.2f})" for (a, b), (c, d) in (cell.values() for cell in row.values()))
+        print(f"  {sampler:24}" + "  ".join(text), flush=True)
+    return cells
 
 
 def main() -> None:
@@ -175,21 +233,28 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", type=int, default=STEPS)
     parser.add_argument("--samplers", nargs="+", default=SAMPLERS)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "strength.json")
+    parser.add_argument("--stochastic", nargs="*", default=STOCHASTIC, help="samplers of the table over seeds")
     options = parser.parse_args()
+    import comfy.samplers
+
+    known = ("annealing", *comfy.samplers.SAMPLER_NAMES)
     results: dict[str, dict] = {}
     for kind in options.kinds:
         benchmark, cells = Benchmark(kind), {}
-        for sampler in options.samplers:
+        print(f"\n{kind}: floor of the reference {benchmark.floor:.3f}, aim {benchmark.aim:.3f}", flush=True)
+        for sampler in filter(known.__contains__, options.samplers):
             print(f"\n{kind}, {sampler}: before / after (CFG) at {', '.join(map(str, options.steps))} steps", flush=True)
             for schedule in SCHEDULES:
                 row = [benchmark.cell(sampler, schedule, steps) for steps in options.steps]
                 cells |= {f"{sampler}/{schedule}/{n}": cell for n, cell in zip(options.steps, row, strict=True)}
-                print(f"  {schedule:12}" + "  ".join(map(figures, row)), flush=True)
+                print(f"  {schedule:12}" + "  ".join(figures(cell, benchmark.aim) for cell in row), flush=True)
         for version in ("before", "after"):
-            marks = [mark(cell[version], cell["cfg"]) for cell in cells.values()]
+            marks = [mark(cell[version], cell["cfg"], benchmark.aim) for cell in cells.values()]
             missed = len(marks) - marks.count(" ")
             print(f"{kind}, {version}: {missed} of {len(marks)} cells miss the aim, {marks.count('!')} of them burnt", flush=True)
-        results[kind] = cells
+        stochastic = [name for name in options.stochastic if name in known]
+        results[kind] = {"aim": benchmark.aim, "deterministic": cells}
+        results[kind]["stochastic"] = stochastic_table(benchmark, stochastic, [n for n in options.steps if n <= 50])
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(results, indent=1) + "\n")
     print(f"\n{options.output}")

@@ -13,8 +13,8 @@ The next noise level is either the run's own or the one on the network's trainin
     folded    off                    w k_own                 the paper's step, with an ordinary sampler
     folded    on                     w k_train               as strong as at the training's step count, any solver
 
-A matched step that spans several training steps is weakened by `saturation`: each of those steps would have seen the gap
-that the one before it left, the one large step sees only the first.
+A matched step is corrected by `saturation`, because strengths compose and do not add up: each of the training steps that a
+larger one spans would have seen the gap that the one before it left, the one large step sees only the first.
 """
 
 from __future__ import annotations
@@ -29,13 +29,10 @@ LARGEST_RATIO = 0.999
 SAME_SIGMA = 1e-5
 # The assumed data: unit variance, and this share of it left once the caption is known.
 REMAINING_VARIANCE = 1 / 3
-# How much of the gap a large step may take beyond what one training step takes. Solvers that extrapolate from earlier steps
-# amplify what they are given: on x' = -x, gradient estimation (gamma 2) is stable up to a step of 2/3, three-step
-# Adams-Bashforth (lms, ipndm) up to 6/11.
-LARGEST_EXCESS = 1 / 2
-# How sharply the excess bends towards that bound, for solvers with one and with several model calls per step; by measurement
-# (benchmarks/strength.py).
-SHARPNESS_ONE_CALL, SHARPNESS_SEVERAL_CALLS = 1, 3
+# The largest share of the gap that a step may take where the solver calls the model once per step. Most of these extrapolate
+# from earlier steps and so amplify what they are given: on x' = -x, two-step Adams-Bashforth is stable up to a step of 1,
+# gradient estimation (gamma 2) up to 2/3, three-step Adams-Bashforth (ipndm, lms) up to 6/11.
+LARGEST_PULL = 2 / 3
 
 
 def next_own_sigma(sigma: torch.Tensor, schedule: torch.Tensor) -> torch.Tensor:
@@ -54,6 +51,11 @@ def folding_factor(kind: Prediction, level: torch.Tensor, next_level: torch.Tens
     if kind == "velocity":
         return (1.0 - next_level) / (1.0 - ratio)
     return 1.0 / (1.0 - ratio)
+
+
+def step_ratio(kind: Prediction, level: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """The ratio of the next noise level to this one, 0..LARGEST_RATIO, from the folding factor: its inverse. All [B]."""
+    return (factor - 1.0) / (factor - (level if kind == "velocity" else 0.0))
 
 
 def used_scale(
@@ -85,22 +87,28 @@ def saturation(
     k_train: torch.Tensor,
     several_calls: bool = False,
 ) -> torch.Tensor:
-    """What a matched scale is multiplied by, 0..1: 1 for own steps up to the training's size, less for larger. All [B].
+    """What a matched scale is multiplied by, > 0, so that an own step does what the training steps in it did. All [B].
 
-    One training step moves x by w times the gap, so it shrinks the gap by p = w * gap_response. An own step that pulls as
-    much as n = k_train / k_own of them would shrink it by n p, which overshoots once it exceeds 1 and burns where it
-    exceeds 2. In truth each of the n meets the smaller gap that the one before it left. So what goes beyond one training
-    step, e = (n - 1) p, is taken as
+    One training step moves x by w times the gap, so it takes the share p = |w| gap_response of the gap and leaves 1 - p;
+    n = k_train / k_own of them leave (1 - p)^n. A matched step without correction would take n p: it overshoots once that
+    exceeds 1 and burns where it exceeds 2. The share to take instead:
 
-        p + e / (1 + (e / b)^q)^(1/q)       b = LARGEST_EXCESS, q = the sharpness
+        one call per step        f = b (1 - (1 - p/b)^n)            b = LARGEST_PULL
+        several                  z, with 1 - z + z^2/2 = (1 - p)^n, and at most 1
 
-    which is p at n = 1, n p while e is small, rises with n, and never exceeds p + b. With q = 1 it has the form of an
-    implicit (backward Euler) step and stays near the composition 1 - (1 - p)^n. A solver that calls the model again within
-    its step meets the smaller gap by itself (heun: 1 - z + z^2/2 for 1 - z), so there the bound bends later.
+    The first is p at n = 1 (the training step itself), rises with n and stays below b; with b = 1 it is the composition
+    1 - (1 - p)^n, which is right for euler. For n below 1 it is a little more than n p: many small steps see the gap shrink
+    inside what was one training step. The second allows for solvers that call the model again within the step and so see
+    the gap shrink themselves: told to take z, a second-order one leaves 1 - z + z^2/2, the least at z = 1.
 
     Without state: it holds for calls between scheduled steps, and for steps back.
     """
-    sharpness = SHARPNESS_SEVERAL_CALLS if several_calls else SHARPNESS_ONE_CALL
-    steps = (k_train / k_own).clamp(min=1.0)
-    excess = (steps - 1.0) * scale.abs() * gap_response(kind, level) / LARGEST_EXCESS
-    return (1.0 + (steps - 1.0) / (1.0 + excess**sharpness) ** (1.0 / sharpness)) / steps
+    steps = k_train / k_own
+    largest = 1.0 if several_calls else LARGEST_PULL
+    # From 0.9 on, one training step takes about all there is. The lower end only keeps 0/0 away.
+    share = (scale.abs() * gap_response(kind, level) / largest).clamp(1e-6, 0.9)
+    composed = -torch.expm1(steps * torch.log1p(-share))
+    if several_calls:
+        composed = composed.clamp(max=0.5)
+        composed = 2 * composed / (1 + (1 - 2 * composed).sqrt())
+    return composed / (steps * share)

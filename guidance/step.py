@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import comfy.model_management
 import comfy.samplers
@@ -18,6 +19,7 @@ from . import folding, renoising, units
 from .coverage import covers_nothing, per_sample
 from .extent import GapExtent, has_frames_on_batch
 from .live import LiveChart, can_follow
+from .multistep import Multistep
 from .trace import NO_NEGATIVE, NO_POSITIVE, AnnealingTrace, GuidedCall
 
 logger = logging.getLogger("annealing_guidance")
@@ -55,6 +57,7 @@ class GuidedRun:
         self.kind = units.prediction_kind(self.model_sampling)
         self.folded = renoising.is_folded(guidance.renoise, sampler)
         self.several_calls = renoising.calls_several_times(sampler)
+        self.multistep = Multistep(renoising.sampler_name(sampler))
         if advice := renoising.advice(self.folded, sampler, self.model_sampling):
             logger.warning("Annealing guidance: %s", advice)
         self.guidance_lambda = guidance.guidance_lambda
@@ -104,6 +107,10 @@ class GuidedRun:
         used = folding.used_scale(scale, k_own, k_train, self.folded, self.guidance.match_training_steps)
         if self.guidance.match_training_steps:
             used = used * folding.saturation(self.kind, scale, level, k_own, k_train, self.several_calls)
+            if self.folded:
+                ratio = folding.step_ratio(self.kind, level, k_own)
+                measure = partial(self.extent.gap_norm, self.model_sampling, sigma=sigma)
+                used = self.multistep.corrected(used, cond, uncond, level, ratio, measure)
         return GuidedCall(sigma.float(), timestep, norm, scale, used, torch.zeros_like(scale))
 
     def _own_factor(self, sigma: torch.Tensor, model_options: dict, k_train: torch.Tensor) -> torch.Tensor:

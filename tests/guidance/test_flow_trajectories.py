@@ -33,17 +33,15 @@ def paper(s, s_next, w):
 
 def matched(s, s_next, w):
     """What makes a step of another size as strong as the training grid's step: w_cfg of the one over that of the other,
-    and what goes beyond one training step saturates."""
+    composed with the bound 2/3 on the share of the gap that a step may take."""
 
     def w_cfg(following):
         return (1 - following) / (1 - following / s)
 
     steps = w_cfg((s - GRID / 1000).clamp(min=0)) / w_cfg(s_next)
-    if steps <= 1:
-        return steps
     a = (1 - s) ** 2
-    response = 2 * s**2 * a / ((a + s**2) * (a + 3 * s**2))  # of data with variance 1 without, 1/3 with the caption
-    return 1 + (steps - 1) / (1 + 2 * (steps - 1) * w * response)
+    share = w * 1.5 * 2 * s**2 * a / ((a + s**2) * (a + 3 * s**2))  # of data with variance 1 without, 1/3 with the caption
+    return torch.where(share < 1e-6, steps, (1 - (1 - share) ** steps) / share.clamp(min=1e-6))
 
 
 def even_times(steps, shift=1.0):

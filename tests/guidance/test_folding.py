@@ -3,11 +3,12 @@
 import pytest
 import torch
 from annealing_guidance_pack.guidance.folding import (
-    LARGEST_EXCESS,
+    LARGEST_PULL,
     folding_factor,
     gap_response,
     next_own_sigma,
     saturation,
+    step_ratio,
     used_scale,
 )
 from hypothesis import given
@@ -87,25 +88,35 @@ calls = pytest.mark.parametrize("several_calls", [False, True])
 levels, scales = st.floats(0.01, 0.99), st.floats(-2, 8)
 
 
-@given(level=levels, w=scales, k_train=st.floats(1, 20), more=st.floats(1, 50))
+@given(level=levels, w=scales)
+@kinds
+def test_a_step_of_the_trainings_size_is_left_as_it_is(kind, level, w):
+    torch.testing.assert_close(saturation(kind, one(w), one(level), one(3.0), one(3.0)), one(1.0))
+
+
+@given(level=levels, w=st.floats(0.2, 1.3), parts=st.integers(2, 200))
 @kinds
 @calls
-def test_steps_up_to_the_trainings_size_are_left_as_they_are(kind, several_calls, level, w, k_train, more):
-    assert saturation(kind, one(w), one(level), one(k_train * more), one(k_train), several_calls) == 1
+def test_more_and_smaller_steps_than_the_trainings_leave_the_same_gap(kind, several_calls, level, w, parts):
+    """For a solver exact in small steps, and with one call up to what its bound costs."""
+    p = w * gap_response(kind, one(level))
+    pull = p / parts * saturation(kind, one(w), one(level), one(float(parts)), one(1.0), several_calls)
+    left = (1 - pull + several_calls * pull**2 / 2) ** parts
+    torch.testing.assert_close(left, 1 - p, atol=1e-9 if several_calls else 0.04, rtol=0)
 
 
-@given(level=levels, w=scales, steps=st.floats(1, 200), more=st.floats(1.01, 10))
+@given(level=levels, w=scales, steps=st.floats(0.05, 200), more=st.floats(1.01, 10))
 @kinds
 @calls
 def test_larger_steps_pull_more_but_never_by_more_than_the_bound(kind, several_calls, level, w, steps, more):
-    response, w = gap_response(kind, one(level)), one(w)
+    response, bound = gap_response(kind, one(level)), 1.0 if several_calls else LARGEST_PULL
 
     def pull(n):  # the share of the gap that the step takes
-        return w.abs() * response * n * saturation(kind, w, one(level), one(1.0), one(n), several_calls)
+        return one(w).abs() * response * n * saturation(kind, one(w), one(level), one(1.0), one(n), several_calls)
 
-    assert pull(steps) <= pull(steps * more) + 1e-12
-    assert pull(steps * more) <= w.abs() * response + LARGEST_EXCESS + 1e-12
-    assert 0 < saturation(kind, w, one(level), one(1.0), one(steps), several_calls) <= 1
+    assert 0 <= pull(steps) <= pull(steps * more) + 1e-12
+    # A scale that takes nearly everything at once is beyond any training; it keeps its own size.
+    assert pull(steps * more) <= max(bound, (w * response).abs().item() * 1.2) + 1e-9
 
 
 @given(s=st.floats(0.05, 0.95))
@@ -122,8 +133,21 @@ def test_the_gap_does_not_respond_where_nothing_or_everything_is_known(kind):
     torch.testing.assert_close(gap_response(kind, ends), torch.zeros(2))
 
 
-def test_one_large_step_stays_near_the_training_steps_that_it_spans():
-    """Ten training steps at sigma 0.8 leave (1 - p)^10 of the gap; unsaturated, the one step would overshoot to -1.7."""
+def test_one_large_step_leaves_what_the_training_steps_in_it_left():
+    """At sigma 0.8: three training steps within 0.1; ten, which unsaturated would overshoot to -1.7, up to the bound."""
     p = gap_response("epsilon", one(0.8))
-    left = 1 - 10 * p * saturation("epsilon", one(1.0), one(0.8), one(1.0), one(10.0))
-    assert (left - (1 - p) ** 10).abs() < 0.35 and left > 0
+
+    def left(n, several_calls=False):
+        pull = n * p * saturation("epsilon", one(1.0), one(0.8), one(1.0), one(n), several_calls)
+        return 1 - pull + several_calls * pull**2 / 2
+
+    assert (left(3.0) - (1 - p) ** 3).abs() < 0.1
+    assert 1 - LARGEST_PULL < left(10.0) < 1 - LARGEST_PULL + 0.05
+    torch.testing.assert_close(left(2.0, several_calls=True), (1 - p) ** 2)
+
+
+@given(level=st.floats(0.05, 0.95), ratio=st.floats(0, 0.99))
+@kinds
+def test_the_ratio_of_a_step_is_found_from_its_folding_factor(kind, level, ratio):
+    factor = folding_factor(kind, one(level), one(level * ratio))
+    torch.testing.assert_close(step_ratio(kind, one(level), factor), one(ratio), atol=1e-9, rtol=0)
