@@ -7,6 +7,18 @@ schedule (epsilon: the paper's schedule, karras for dpmpp_2m and heun; flow: sim
 right, the drawing error, and the saturation: mean spread of a pixel's channels, over that of the scene that the judge reads
 in the picture, drawn anew (1 is right, more is burnt, less is pale). Writes `benchmarks/results/few_steps.json` and, with
 --sheet, a picture of the first prompts.
+
+Measured with ComfyUI 0.3.75, only 48 prompts a point (95% intervals of 4 points at 100%, 9 at 90%); prompts right, drawing error:
+
+                                  epsilon: 8 steps   20 steps          flow: 8 steps      20 steps
+    CFG 5      dpmpp_2m           97.9%  0.0241      100.0%  0.0239    100.0%  0.0312     100.0%  0.0284
+    annealing  dpmpp_2m          100.0%  0.0235      100.0%  0.0262     93.8%  0.0285     100.0%  0.0270
+    CFG 5      euler              87.5%  0.0234       97.9%  0.0231    100.0%  0.0358     100.0%  0.0327
+    annealing  euler              87.5%  0.0234       97.9%  0.0233     95.8%  0.0283     100.0%  0.0271
+    annealing  Annealing Sampler  as euler, to the last digit
+
+The saturation is 0.997 to 1.002 everywhere. So no picture is burnt; on flow at 8 steps annealing follows the prompt a little
+less than CFG 5 does (within the error of so few prompts) and draws more cleanly.
 """
 
 from __future__ import annotations

@@ -5,23 +5,49 @@
 Models in closed form (Gaussian data). Each figure is the largest relative deviation of the final latents, over five samples
 with their own lambda, from the reference:
 
-    before   matched, growing linearly with the step      after   matched and saturating: what the nodes do
+    before   matched, growing linearly with the step      after   matched and corrected: what the nodes do
     epsilon: against the authors' 50 DDIM steps, with their network. flow (shift 3): against 28 null-renoised steps, with a
              scale rule that needs no weights.
     CFG      plain CFG 7.5 against its own 1000 steps: what the solver itself gets wrong
 
 The aim is at most twice CFG's figure, or 0.06 where that is larger; `*` marks figures above it, `!` burnt ones (above 1 where
-CFG's is below). Prints tables and writes them to `benchmarks/results/strength.json`.
+CFG's is below). 0.06 was 1.5 times the floor: how far the reference itself is from the same guidance in 1000 steps, which no
+accurate solver can undercut. The floor is 0.02 for epsilon now; for flow, whose 28 steps are coarser, it is 0.052 (it was
+0.086 before strengths composed), so the aim for flow is 1.5 times that, 0.078.
 
-Measured with ComfyUI 0.3.75 (epsilon; cells above the aim, burnt ones in brackets, of 102 per step count):
+Stochastic samplers: 256 seeds of one caption at once, the latents' mean along the caption and their spread, each over that of
+the reference over 256 noises. Prints tables and writes them to `benchmarks/results/strength.json`.
 
-    steps        8          10         20         30        50        100
-    before    98 (70)    64 (50)    25 (8)     11 (0)     0 (0)     0 (0)
-    after     20 (9)     25 (6)     25 (0)     10 (0)     0 (0)     0 (0)
+Cells above the aim at 8, 10, 20, 30 and 50 steps, 30 per sampler (ComfyUI 0.3.75; the pack's rules and ComfyUI's samplers run on
+the same closed forms in float64, without the guider around them):
 
-The first-order samplers (at most 0.05), dpm_2, heunpp2 and dpmpp_2s miss nowhere. What is left is the solvers that
-extrapolate (lms, ipndm, deis, dpmpp_2m, res_multistep, gradient_estimation, uni_pc) with schedules whose last steps are
-large, and heun at 8 to 20 steps: a first-order saturation cannot keep a second-order solver's accuracy.
+    sampler                                         epsilon     flow      where
+    annealing, euler, ddim, euler_cfg_pp            0           0
+    heunpp2, dpmpp_2s_ancestral, seeds_2, seeds_3   0           0, 0, 0, 1
+    dpmpp_sde (eta 0), dpm_2, heun                  0, 0, 4     0, 2, 0   8 and 10 steps
+    dpmpp_2m, res_multistep                         4, 5        3, 4      8 and 10 steps; normal and even; karras 8
+    gradient_estimation                             3           2         10 steps
+    deis, lms                                       6, 7        2, 3      8 to 20 steps of normal and even
+    uni_pc, uni_pc_bh2                              4, 5        2, 5
+    ipndm, ipndm_v                                  12, 11      0, 1      8 to 20 steps, all but simple and sgm_uniform
+    dpm_fast                                        22          6         burnt at 8 to 20 steps in 11 and 2 cells, CFG in none
+    dpmpp_2m, res_multistep, gradient_est. cfg_pp   1, 3, 1     57        their step is wrong on flow models
+    dpmpp_2s_ancestral_cfg_pp                       5           22        the same
+
+With saturation alone, as it was before (an implicit step, nothing taken out): gradient_estimation 11 and 26, dpmpp_2m 6 and
+24, ipndm 14 and 16, heun 5 and 22, deis 8 and 23 (of 36, with 100 steps). What got worse: dpmpp_2m karras at 8 steps, 0.39 to
+0.56, and res_multistep, 0.49 to 0.70; lms beta at 8 steps on flow. The simplest of the rules was kept; its one constant,
+LARGEST_PULL, moved the count little between 0.6 and 0.85, and was looked at on these closed forms only (in sample).
+
+Why the rest: two numbers describe each latent of these models, so some choice of per-step multipliers hits the reference
+exactly with any solver (found by least squares, deviation 0.0000 in every cell tried). But it is a knife edge: for ipndm, normal,
+10 steps, multipliers that differ by about 1% end 0.0 and 8.6 away from the reference. Solvers of order 3 and 4 are unstable at
+such steps under the strength asked for, and no rule that knows the gap only roughly holds the edge.
+
+A second-order null-renoising solver was tried in the place of the first-order one (extrapolating in log SNR D_w, D_u, or both)
+and not kept: on epsilon at karras 8, 10, 20 the first-order step is at 0.030, 0.027, 0.019, the best of the three at 0.183,
+0.132, 0.006; at normal 0.045, 0.041, 0.021 against 0.128, 0.042, 0.003, beta 0.016, 0.009, 0.003 against 0.042, 0.032, 0.007; on
+flow at karras, normal, beta and simple the first-order step is nearer in nearly every cell from 8 to 100 steps.
 """
 
 from __future__ import annotations
