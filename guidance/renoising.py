@@ -13,8 +13,9 @@ from .sampler import sample_null_renoising
 Renoise = Literal["auto", "null", "folded"]
 CHOICES: tuple[Renoise, ...] = get_args(Renoise)
 
-# ComfyUI's solvers that evaluate the model more than once per step, by the beginning of their names.
-SEVERAL_CALLS = ("heun", "dpm_2", "dpm_fast", "dpm_adaptive", "dpmpp_2s", "dpmpp_sde", "seeds")
+# ComfyUI's solvers that evaluate the model more than once per step, by the beginning of their names. Not dpm_fast: it spends
+# the scheduled number of calls on fewer and larger steps of third order, and needs the more careful rule.
+SEVERAL_CALLS = ("heun", "dpm_2", "dpm_adaptive", "dpmpp_2s", "dpmpp_sde", "seeds")
 
 # ComfyUI's samplers that are wrong on flow models under any guidance, and which to use instead: they add noise as for models
 # of the VE form, where the data in x has the factor 1.
