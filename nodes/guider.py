@@ -95,7 +95,7 @@ class AnnealingModelPatch(io.ComfyNode):
         return io.NodeOutput(*patch_model(model, guidance, live_chart(cls.hidden)))
 
 
-_ALIASES = ["annealing guidance", "learned guidance scale", "dynamic cfg", "adaptive cfg", "cfg++"]
+_ALIASES = ["annealing guidance", "learned guidance scale", "dynamic cfg", "adaptive cfg", "cfg scheduler", "cfg++"]
 
 
 def _guidance(

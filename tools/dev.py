@@ -6,6 +6,8 @@
     python tools/dev.py bench    one of the benchmarks: bench prompt_following
     python tools/dev.py train    trains the demo model again: train text autoencoder judge flow epsilon
     python tools/dev.py scale    fits the demo's bundled scales again: scale epsilon flow
+    python tools/dev.py locales  writes the English texts of the nodes again, for the translators
+    python tools/dev.py pictures draws the pictures of the help pages again
     python tools/dev.py compatibility   runs the compatibility tests and writes docs/COMPATIBILITY.md from them
 
 The first run installs Python packages and a ComfyUI into a cache folder outside the repository. `ANNEALING_CACHE` names another
@@ -95,6 +97,16 @@ def scale(options: argparse.Namespace) -> int:
     return run_in_host(str(ROOT / "tools" / "shapes_scale.py"), *options.rest)
 
 
+def locales(options: argparse.Namespace) -> int:
+    """Write locales/en from the nodes' schemas."""
+    return run_in_host(str(ROOT / "tools" / "node_texts.py"), *options.rest)
+
+
+def pictures(options: argparse.Namespace) -> int:
+    """Draw the pictures of the help pages; see tools/help_pictures.py."""
+    return run_in_host(str(ROOT / "tools" / "help_pictures.py"), *options.rest)
+
+
 def run_in_host(*arguments: str) -> int:
     """Run ComfyUI's own Python in the repository's folder, with COMFYUI_PATH set."""
     host = prepare_host()
@@ -117,6 +129,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         ("bench", bench, "run one of the benchmarks"),
         ("train", train, "train the demo model again, or parts of it"),
         ("scale", scale, "fit the demo's bundled scales again: epsilon, flow or both"),
+        ("locales", locales, "write the nodes' English texts, locales/en, from their schemas"),
+        ("pictures", pictures, "draw the pictures of the help pages again"),
         ("compatibility", compatibility, "run the compatibility tests and write docs/COMPATIBILITY.md from them"),
     ):
         commands.add_parser(command, help=text, add_help=False).set_defaults(run=run)
