@@ -338,11 +338,15 @@ def _read_shard(data: bytes) -> _Shard:
     origin = Origin.from_metadata(metadata)
     numel = tensors.pop("numel")
     entries = Entries(**{name: tensors.pop(name) for name in _COLUMNS})
+    rows, knots = len(entries), len(origin.settings.knots)
+    sizes = [tuple(column.shape) for column in vars(entries).values()]
+    if sizes != [(rows,), (rows,), (rows,), (rows, 3), (rows, knots, knots)]:
+        raise ValueError(f"its table has other columns than this version's: {sizes}")
     numbers, counts = entries.picture.unique_consecutive(return_counts=True)
-    rows = torch.arange(len(entries)).split(counts.tolist())
+    portions = torch.arange(rows).split(counts.tolist())
     pictures = {
-        number: _Measured(entries[of_picture], int(numel[of_picture[0]]))
-        for number, of_picture in zip(numbers.tolist(), rows, strict=True)
+        number: _Measured(entries[portion], int(numel[portion[0]]))
+        for number, portion in zip(numbers.tolist(), portions, strict=True)
     }
     return _Shard(origin, metadata["precision"], pictures)
 

@@ -118,6 +118,18 @@ def test_a_corrupted_shard_is_skipped_told_and_measured_again(tmp_path, ten, har
     assert_same(fill(tmp_path, pictures(10)), ten)
 
 
+def test_a_shard_with_another_versions_columns_is_skipped(tmp_path, ten, caplog):
+    fill(tmp_path, pictures(10)[:1])
+    (path,) = files(tmp_path)
+    shard = shards._read_shard(path.read_bytes())
+    for number, picture in shard.pictures.items():  # as it was when only the squares of the gaps were kept
+        squares = dataclasses.replace(picture.entries, second=picture.entries.second.diagonal(dim1=1, dim2=2))
+        shard.pictures[number] = dataclasses.replace(picture, entries=squares)
+    shards._write_shard(path, shard)
+    assert_same(fill(tmp_path, pictures(10)), ten)
+    assert "other columns than this version's" in caplog.text
+
+
 def test_files_that_are_no_shards_are_skipped(tmp_path, caplog):
     import safetensors.torch
 
