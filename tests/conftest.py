@@ -33,6 +33,10 @@ else:
 import_pack(ROOT)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-snapshot", action="store_true", help="take over changes of the nodes that CHANGELOG.md names")
+
+
 def pytest_report_header() -> str:
     if COMFYUI is None:
         return "ComfyUI: none (COMFYUI_PATH is not set), so only what needs no ComfyUI is tested; see python tools/dev.py test"

