@@ -6,9 +6,14 @@ import { ScaleChart } from "./lib/scale_chart.js";
 const EVENT = "annealing_guidance.scale"; // guidance/live.py says what it carries
 const WIDGET = "annealing_scale_chart";
 const HEIGHT = 170;
+const HINT_HEIGHT = 26;
+const NODES = ["AnnealingGuider", "AnnealingModelPatch", "AnnealingSweep"];
 
 app.registerExtension({
   name: "annealing_guidance.chart",
+  nodeCreated(node) {
+    if (NODES.includes(node.comfyClass)) chartOf(node);
+  },
   setup() {
     api.addEventListener(EVENT, ({ detail }) => {
       const node = nodeOf(detail.node);
@@ -28,22 +33,30 @@ function nodeOf(id) {
   return node;
 }
 
-/** The node's chart, made when its first values arrive: a server that never sends any leaves the node as it is. */
+/**
+ * The node's chart. Made with the node, for Nodes 2.0 doesn't show what is added later; one line high until values arrive.
+ */
 function chartOf(node) {
   const widget = node.widgets?.find((candidate) => candidate.name === WIDGET);
   if (widget) return widget.chart;
-  const chart = new ScaleChart();
+  const chart = new ScaleChart(() => makeRoom(node, chart));
   const added = node.addDOMWidget(WIDGET, WIDGET, chart.element, {
     serialize: false,
     hideOnZoom: false,
-    getMinHeight: () => HEIGHT,
+    getMinHeight: () => (chart.run ? HEIGHT : HINT_HEIGHT),
+    getMaxHeight: () => (chart.run ? undefined : HINT_HEIGHT),
     getValue: () => "",
     setValue: () => {},
   });
   added.serialize = false; // nothing of it in the saved workflow
   added.chart = chart;
+  return chart;
+}
+
+/** Let the node grow for its first chart; after that its size is the user's. */
+function makeRoom(node, chart) {
+  chart.element.style.minHeight = `${HEIGHT}px`;
   const needed = node.computeSize();
   node.setSize([Math.max(node.size[0], needed[0]), Math.max(node.size[1], needed[1])]);
-  node.setDirtyCanvas?.(true, true);
-  return chart;
+  node.setDirtyCanvas(true, true);
 }

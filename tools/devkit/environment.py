@@ -36,7 +36,7 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # or serve a few image nodes only.
 LEFT_OUT = {"torch", "torchvision", "torchaudio", "comfyui-workflow-templates", "comfyui-embedded-docs", "kornia", "spandrel"}
 EXTRA_LIMITS = ["transformers<5"]
-TEST_PACKAGES = ("pytest>=8", "pytest-timeout", "hypothesis", "ruff", "matplotlib")
+TEST_PACKAGES = ("pytest>=8", "pytest-timeout", "hypothesis", "ruff", "matplotlib", "playwright")
 SPACE_GB = 3.0  # measured: 1.6
 CUDA_SPACE_GB = 7.0  # measured: 5.3
 

@@ -7,7 +7,9 @@ const DASHES = ["", "6 3", "2 2", "8 3 2 3", "1 3", "10 4"];
 const MARGIN = { left: 34, right: 10, top: 8, bottom: 22 };
 
 export class ScaleChart {
-  constructor() {
+  /** @param onFirst called when the first values arrive */
+  constructor(onFirst) {
+    this.onFirst = onFirst;
     this.run = null;
     this.previous = null;
     this.folded = false; // which of the two scales is drawn: the network's, or the CFG scale it was folded into
@@ -20,6 +22,8 @@ export class ScaleChart {
     this.button = head.appendChild(html("button", "font:inherit;color:inherit;background:transparent;cursor:pointer;"
       + "border:1px solid var(--border-color,#666);border-radius:3px;padding:0 5px"));
     this.button.type = "button";
+    this.button.hidden = true;
+    this.readout.textContent = "The scale is drawn here while sampling.";
     this.button.addEventListener("click", () => this.toggle());
     this.plot = this.element.appendChild(document.createElementNS(SVG, "svg"));
     this.plot.style.cssText = "flex:1;width:100%;min-height:0;display:block";
@@ -34,6 +38,7 @@ export class ScaleChart {
   /** Take in a message: calls of the run that is going on, or the first ones of a new run. */
   show(message) {
     if (!this.run || this.run.number !== message.run) {
+      if (!this.run) queueMicrotask(this.onFirst);
       this.previous = this.run;
       this.run = { number: message.run, steps: message.steps, folded: message.folded, lambdas: message.lambdas, calls: [] };
       this.cursor = null;
