@@ -45,7 +45,7 @@ def test_every_kind_of_prediction_that_a_node_makes_is_in_the_matrix(node, setti
 def test_comfyuis_first_order_samplers_in_the_reference_are_the_written_step(sampler, formula, kind):
     noise = compatibility.Noise_RandomNoise(SEED).generate_noise({"samples": torch.zeros(SHAPE)})
     folded = formula is reference.ordinary_run
-    denoiser = reference.GuidedDenoiser(kind, DATA, SensitiveScale(), LAMBDA, folded, several_calls=False)
+    denoiser = reference.GuidedDenoiser(kind, DATA, SensitiveScale(), LAMBDA, folded, several_calls=False, sampler=sampler)
     written = formula(denoiser, noise, compatibility.sigmas_of(sampler, kind))
     torch.testing.assert_close(compatibility.expected(sampler, kind), written, atol=0, rtol=1e-9)
 

@@ -150,7 +150,8 @@ def expected(sampler: str, kind: Kind, dtype=torch.float64) -> torch.Tensor:
     noise = Noise_RandomNoise(SEED).generate_noise({"samples": torch.zeros(SHAPE)})
     folded = "cfg_pp" not in sampler and sampler not in OURS
     several = sampler not in OURS and renoising.calls_several_times(sampler_of(sampler))
-    denoiser = reference.GuidedDenoiser(kind, DATA, SensitiveScale(), LAMBDA, folded, several)
+    name = renoising.sampler_name(sampler_of(sampler))
+    denoiser = reference.GuidedDenoiser(kind, DATA, SensitiveScale(), LAMBDA, folded, several, name)
     if sampler in OURS:
         return reference.null_renoised_run(denoiser, noise, sigmas, OURS[sampler], SEED)
     return reference.final_latent(sampler_of(sampler), denoiser, noise, sigmas, noises, dtype)

@@ -1,7 +1,8 @@
 """What a guided run ought to give, in float64: the guided denoiser written from its formulae, in ComfyUI's own samplers.
 
-Shared with the code under test are only the scale model, the saturation of large steps (tests/guidance/test_few_steps.py)
-and ComfyUI's samplers. Everything else is written out here again, from the definitions.
+Shared with the code under test are only the scale model, ComfyUI's samplers, and the two approximations for large steps: the
+saturation (tests/guidance/test_few_steps.py) and the correction for multistep solvers (test_multistep.py). Everything else is
+written out here again, from the definitions.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import comfy.k_diffusion.sampling
 import numpy as np
 import torch
 from annealing_guidance_pack.guidance import folding
+from annealing_guidance_pack.guidance.multistep import Multistep
 from closed_form import flow_denoised, ve_denoised
 from kinds import Kind, is_flow, model_of, network_level, network_output, signal
 
@@ -67,9 +69,11 @@ class Data:
 class GuidedDenoiser:
     """D_u + w (D_c - D_u) in float64, called as ComfyUI's samplers call their model."""
 
-    def __init__(self, kind: Kind, data: Data, scale_model, guidance_lambda: float, folded: bool, several_calls: bool):
+    def __init__(
+        self, kind: Kind, data: Data, scale_model, guidance_lambda: float, folded: bool, several_calls: bool, sampler: str
+    ):
         self.kind, self.data, self.scale_model, self.guidance_lambda = kind, data, scale_model, guidance_lambda
-        self.folded, self.several_calls = folded, several_calls
+        self.folded, self.several_calls, self.multistep = folded, several_calls, Multistep(sampler)
         self.sigmas = torch.empty(0)  # the schedule of the run
         # where samplers look for the model's sampling
         patcher = model_of(kind)
@@ -96,7 +100,11 @@ class GuidedDenoiser:
         scale = self.scale_model(timestep(self.kind, sigma), norm, self.guidance_lambda)
         own = folding_factor(self.kind, level, self.next_level(sigma))
         train = folding_factor(self.kind, level, next_training_level(self.kind, sigma, info.training_grid))
-        return scale * (train if self.folded else train / own) * self.saturation(scale, level, own, train)
+        used = scale * (train if self.folded else train / own) * self.saturation(scale, level, own, train)
+        if not self.folded:
+            return used
+        ratio = (self.next_level(sigma) / level).clamp(max=0.999)
+        return self.multistep.corrected(used, cond, uncond, level, ratio, lambda a, b: (a - b).flatten(1).norm(dim=1))
 
     def saturation(self, scale, level, own, train):
         """Not written out again: it is an approximation, with tests of its own."""
