@@ -14,7 +14,8 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 VIEWPORT = {"width": 1600, "height": 1000}
 
 
-@pytest.fixture(scope="session")
+# Not for the whole session: while playwright runs it keeps an event loop running, and other tests start their own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
     """Chromium. ANNEALING_BROWSER names its program; otherwise the one on the path, else an installed Chrome."""
     api = pytest.importorskip("playwright.sync_api", reason="the browser tests need the Python package playwright")
