@@ -38,7 +38,7 @@ from .profile import Entries, Profile, ProfileSettings, steps_of_grid
 
 logger = logging.getLogger("annealing_guidance")
 
-FORMAT = "annealing-profile-shard/1"
+FORMAT = "annealing-profile-shard/2"
 PICTURES_PER_SHARD = 64
 FIRST_BROKEN = 8  # so many pictures with NaN and none without: no use in going on
 _COLUMNS = [field.name for field in fields(Entries)]
