@@ -24,7 +24,7 @@ import comfy.samplers
 import torch
 from annealing_guidance_pack.guidance import units
 from annealing_guidance_pack.guidance.coverage import per_sample
-from annealing_guidance_pack.models.scale_file import save_scale
+from annealing_guidance_pack.models.scale_file import load_scale, save_scale
 from annealing_guidance_pack.models.scale_model import ScaleInfo
 from annealing_guidance_pack.models.scale_network import NetworkConfig, ScaleNetwork
 from annealing_guidance_pack.shapes.loader import VARIANTS, load_shapes
@@ -291,7 +291,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1250, help="of 16 samples (1250: the paper's 20,000 pictures)")
     parser.add_argument("--output", type=Path, required=True, help="the scale file to write")
     options = parser.parse_args()
-    bundled = shapes.load_scale(shapes.WEIGHTS / f"shapes_{options.variant}.safetensors")
+    bundled = load_scale(shapes.WEIGHTS / f"shapes_{options.variant}.safetensors")
     training = ShapesTraining(options.variant, bundled.config)
     for done in range(0, options.steps, 10):
         training.run(min(10, options.steps - done))
