@@ -6,7 +6,7 @@ import { ScaleChart } from "./lib/scale_chart.js";
 const EVENT = "annealing_guidance.scale"; // guidance/live.py says what it carries
 const WIDGET = "annealing_scale_chart";
 const HEIGHT = 170;
-const HINT_HEIGHT = 26;
+const HINT_HEIGHT = 40;
 const NODES = ["AnnealingGuider", "AnnealingModelPatch", "AnnealingSweep"];
 
 app.registerExtension({

@@ -1,0 +1,75 @@
+"""The nodes in the real interface: found by search, put into the graph, and their help read, classic and Nodes 2.0."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import annealing_guidance_pack as pack
+import pytest
+from annealing_guidance_pack.nodes import NODES
+
+pytestmark = [pytest.mark.server, pytest.mark.browser]
+
+PAGES = Path(pack.__file__).parent / "web" / "docs"
+SCHEMAS = {node.GET_SCHEMA().node_id: node.GET_SCHEMA() for node in NODES}
+
+
+@pytest.fixture
+def empty(page):
+    """A page whose graph holds nothing."""
+    page.evaluate("() => window.app.graph.clear()")
+    page.wait_for_timeout(500)
+    return page
+
+
+def test_a_node_is_found_by_search_and_put_into_the_graph(empty):
+    empty.mouse.dblclick(700, 500)
+    empty.wait_for_timeout(1000)
+    empty.keyboard.type("annealing guider")
+    empty.wait_for_timeout(1500)
+    empty.keyboard.press("Enter")
+    empty.wait_for_function("() => window.app.graph.nodes.some((node) => node.type === 'AnnealingGuider')", timeout=20_000)
+    assert not empty.complaints
+
+
+def test_every_node_can_be_added_with_its_inputs(empty):
+    added = empty.evaluate(
+        """ids => ids.map((id) => {
+            const node = window.LiteGraph.createNode(id);
+            if (!node) return [id, null];
+            window.app.graph.add(node);
+            return [id, [...(node.inputs ?? []), ...(node.widgets ?? [])].map((input) => input.name)];
+        })""",
+        list(SCHEMAS),
+    )
+    for node_id, names in added:
+        assert names is not None, f"{node_id} is missing in the interface"
+        missing = {input.id for input in SCHEMAS[node_id].inputs} - set(names)
+        assert not missing, f"{node_id} lacks {missing}"
+    assert not empty.complaints
+
+
+def test_the_help_panel_shows_each_page(empty):
+    for node_id in SCHEMAS:
+        title = re.match(r"# (.+)", (PAGES / f"{node_id}.md").read_text(encoding="utf-8"))[1]
+        empty.evaluate(
+            """id => {
+                const app = window.app;
+                app.graph.clear();
+                const node = window.LiteGraph.createNode(id);
+                node.pos = [500, 300];
+                app.graph.add(node);
+                app.canvas.ds.scale = 1;
+                app.canvas.ds.offset = [0, 0];
+                app.canvas.selectNode(node);
+                app.canvas.setDirty(true, true);
+            }""",
+            node_id,
+        )
+        button = empty.wait_for_selector("[data-testid='info-button']", timeout=20_000)
+        button.dispatch_event("click")
+        # The page's own heading; the panel's head shows the node's name too.
+        empty.wait_for_selector(f"h1:has-text({title!r})", timeout=20_000)
+        button.dispatch_event("click")
+        empty.wait_for_timeout(200)
