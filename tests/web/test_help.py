@@ -35,6 +35,14 @@ def inputs(page: str) -> dict[str, str]:
     return dict(re.findall(r"^- `(\w+)`(?: \(([^)]*)\))?:", listed, re.MULTILINE))
 
 
+@pytest.mark.parametrize("node", ["AnnealingGuider", "AnnealingModelPatch"])
+def test_the_search_finds_the_guiders_by_the_words_that_people_know(node):
+    schema = schemas()[node]
+    if not hasattr(schema, "search_aliases"):
+        pytest.skip("this ComfyUI has no search aliases")
+    assert {"adaptive cfg", "dynamic cfg", "cfg scheduler", "cfg++", "annealing guidance"} <= set(schema.search_aliases)
+
+
 def test_every_node_has_a_page_and_no_page_is_of_another_node():
     assert pages().keys() == schemas().keys()
 
