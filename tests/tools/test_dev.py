@@ -123,8 +123,9 @@ def test_it_runs_on_the_standard_library_alone(tmp_path):
 
 
 RUN_A_SERVER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 sys.path.insert(0, {tools!r})
 from devkit.environment import Host
 from devkit.server import Server
