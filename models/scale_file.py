@@ -10,11 +10,9 @@ contradicts is an AnnealingError that says what is wrong and what to do.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
-import zipfile
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -25,11 +23,13 @@ import safetensors.torch
 import torch
 
 from .errors import AnnealingError
+from .plain_checkpoint import read_checkpoint
 from .scale_model import ScaleInfo, ScaleModel
 from .scale_network import NetworkConfig, ScaleNetwork
 from .whole_file import write_whole
 
 FORMAT = "annealing-scale/1"
+ZIP = b"PK"  # zipfile.is_zipfile raises on some damaged files
 MAX_FILE_BYTES = 16 * 2**20  # the authors' file has 0.6 MB
 MAX_WIDTH, MAX_DEPTH, MAX_FREQUENCIES, MAX_GRID = 1024, 16, 64, 10_000
 
@@ -44,7 +44,7 @@ def load_scale(path: str | os.PathLike[str]) -> ScaleNetwork:
     """
     path = Path(path)
     data = _read(path)
-    network = _from_authors(data, path) if zipfile.is_zipfile(io.BytesIO(data)) else _from_safetensors(data, path)
+    network = _from_authors(data, path) if data.startswith(ZIP) else _from_safetensors(data, path)
     return network.eval()
 
 
@@ -105,8 +105,8 @@ def _tensors_and_metadata(data: bytes, path: Path) -> tuple[dict[str, torch.Tens
     except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise _unusable(
             path,
-            f"it is neither a whole .safetensors file nor the authors' whole checkpoint ({error}); it may be truncated, or of "
-            "another format",
+            "it is neither a whole .safetensors file nor the authors' whole checkpoint "
+            f"({str(error)[:200]}); it may be truncated, or of another format",
         ) from None
     length = int.from_bytes(data[:8], "little")
     metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
@@ -211,12 +211,12 @@ _AUTHORS_SETTINGS = [
 
 def _from_authors(data: bytes, path: Path) -> ScaleNetwork:
     """The network of the authors' checkpoint.pt. Its optimiser state is dropped."""
-    checkpoint = _unpickle(data, path)
+    checkpoint = _checkpoint(data, path)
     tensors, settings = _part(checkpoint, "guidance_scale_model", path), _part(checkpoint, "config", path)
     for group, key, readable in _AUTHORS_SETTINGS:
         found = _part(settings, group, path).get(key)
-        if found != readable:
-            raise _unusable(path, f"its setting {group}.{key} is {str(found)[:80]!r} and only {readable!r} can be read")
+        if not isinstance(found, str | int | float) or found != readable:
+            raise _unusable(path, f"its setting {group}.{key} is {_shown(found)} and only {readable!r} can be read")
     diffusion, sizes = settings["diffusion"], settings["guidance_scale_model"]
     texts = {
         "hidden_width": sizes.get("hidden_size"),
@@ -249,22 +249,15 @@ def _our_key(key: object) -> object:
     return f"layers.{int(match[1]) // 2}.{match[2]}" if match and int(match[1]) % 2 == 0 else key
 
 
-def _unpickle(data: bytes, path: Path) -> Any:
-    """What torch.load reads without running code, from an archive that is not inflated beyond MAX_FILE_BYTES."""
+def _checkpoint(data: bytes, path: Path) -> Any:
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked <= MAX_FILE_BYTES:
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return read_checkpoint(data, MAX_FILE_BYTES)
     except Exception as error:
-        # torch raises many types here, UnpicklingError for code and RuntimeError for a damaged archive among them.
-        first_line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        # zipfile and pickletools raise many types for what is damaged.
+        first_line = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise _unusable(
-            path,
-            f"it is no plain checkpoint: it is damaged, or it holds program code, which is never run ({first_line})",
-            _USE_THE_AUTHORS_OWN,
+            path, f"it is no plain checkpoint, but damaged or something else ({first_line})", _USE_THE_AUTHORS_OWN
         ) from None
-    raise _unusable(path, f"it would unpack to {unpacked / 2**20:.0f} MB, far beyond any scale network")
 
 
 def _part(mapping: Any, key: str, path: Path) -> dict[str, Any]:
@@ -310,6 +303,11 @@ def _network(info: ScaleInfo, config: NetworkConfig, tensors: dict[str, Any], pa
     network = ScaleNetwork(info, config)
     network.load_state_dict({key: value.float() for key, value in tensors.items()})
     return network
+
+
+def _shown(value: object) -> str:
+    """A value from a file, in a message: never a whole structure, however deep."""
+    return repr(value)[:80] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
 
 
 def _unusable(path: Path, why: str, what_to_do: str = _GET_ANOTHER) -> AnnealingError:

@@ -6,18 +6,29 @@ from pathlib import Path
 
 from ..models.errors import AnnealingError
 
-_NOT_IN_NAMES = set('<>:"|?*') | {chr(code) for code in range(32)}  # Windows refuses them; : would also be a drive
+_NOT_IN_NAMES = set('<>:"|?*')  # Windows refuses them; : would also be a drive
+_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{digit}" for port in ("COM", "LPT") for digit in "0123456789¹²³")}
+_LONGEST = 200  # characters; file systems take 255 bytes for a name, old Windows 260 for the whole path
 
 
 def inside(folder: str | Path, name: str, title: str) -> Path:
-    """The path that a user's name means below a folder. / and \\ make sub-folders; nothing leads out of it.
+    """The path that a user's name means below a folder. / and \\ make sub-folders; nothing leads out of it, no link either.
 
     title: the input that holds the name, for the AnnealingError.
     """
     parts = name.strip().replace("\\", "/").split("/")
-    if any(part.strip(" .") != part or not part or _NOT_IN_NAMES & set(part) for part in parts):
+    if len(name.encode(errors="replace")) > _LONGEST or not all(map(_is_plain, parts)):
         raise AnnealingError(
             f"{title} is {name[:120]!r}, and no file can be kept under that name in {folder}. Use letters, digits, - and _, "
             "with / for a sub-folder."
         )
-    return Path(folder, *parts)
+    path = Path(folder, *parts)
+    if not path.resolve().is_relative_to(Path(folder).resolve()):
+        raise AnnealingError(f"{title} is {name!r}, and a link there leads out of {folder}. Choose another name.")
+    return path
+
+
+def _is_plain(part: str) -> bool:
+    """Whether every operating system takes it as the name of a file or folder, and shows it as it is."""
+    is_device = part.partition(".")[0].strip().upper() in _DEVICES
+    return part != "" and part == part.strip(" .") and part.isprintable() and not is_device and not _NOT_IN_NAMES & set(part)

@@ -13,6 +13,7 @@ from ..models.whole_file import write_whole
 from ..plots.figure import picture_of
 from ..plots.scale_map import map_figure
 from ..plots.trace import trace_figure, trace_table
+from .files import inside
 from .guider import AnnealingTraceType, parse_lambdas
 from .host import CATEGORY, where_known
 from .progress import show_text
@@ -115,8 +116,10 @@ class AnnealingScaleMap(io.ComfyNode):
 
 
 def _write_table(trace: AnnealingTrace, prefix: str) -> Path:
+    output = folder_paths.get_output_directory()
+    inside(output, prefix, "csv_prefix")
     try:
-        folder, name, number, *_ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+        folder, name, number, *_ = folder_paths.get_save_image_path(prefix, output)
     except Exception as error:  # ComfyUI's own refusal to leave the output folder is a bare Exception
         raise AnnealingError(f"csv_prefix is {prefix!r}, which leads out of the output folder. Use a plain name.") from error
     path = Path(folder, f"{name}_{number:05}_.csv")

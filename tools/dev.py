@@ -10,6 +10,7 @@
     python tools/dev.py pictures draws the pictures of the help pages again
     python tools/dev.py compatibility   runs the compatibility tests and writes docs/COMPATIBILITY.md from them
     python tools/dev.py pack     the archive for ComfyUI's registry, validated, with its bill of materials; --release to publish
+    python tools/dev.py fuzz     hostile files for the readers of scales and profiles: fuzz --minutes 10
     python tools/dev.py artwork  draws the registry's icon and banner again
 
 The first run installs Python packages and a ComfyUI into a cache folder outside the repository. `ANNEALING_CACHE` names another
@@ -32,8 +33,9 @@ from pathlib import Path
 from devkit import SetupError, archive
 from devkit.cache import cache_folder
 from devkit.environment import TEST_PACKAGES, prepare_host
-from devkit.process import run_attached
+from devkit.process import output_of, run_attached
 from devkit.server import Server, base_folder
+from devkit.tools import tool_python
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -110,6 +112,18 @@ def pictures(options: argparse.Namespace) -> int:
     return run_in_host(str(ROOT / "tools" / "help_pictures.py"), *options.rest)
 
 
+def fuzz(options: argparse.Namespace) -> int:
+    """Run tools/fuzz.py, guided by coverage where atheris can be had for this Python."""
+    guide = None
+    try:
+        guide = tool_python("fuzz")
+    except SetupError as error:
+        print(f"Without atheris, so without guidance by coverage: {error}", flush=True)
+    use_one_thread()
+    packages = output_of([str(guide), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"])[1].strip() if guide else ""
+    return run_in_host(str(ROOT / "tools" / "fuzz.py"), *options.rest, path=packages)
+
+
 def artwork(options: argparse.Namespace) -> int:
     """Draw the icon and the banner; see tools/artwork.py."""
     return run_in_host(str(ROOT / "tools" / "artwork.py"), *options.rest)
@@ -127,10 +141,11 @@ def pack(options: argparse.Namespace) -> int:
     return 0
 
 
-def run_in_host(*arguments: str) -> int:
-    """Run ComfyUI's own Python in the repository's folder, with COMFYUI_PATH set."""
+def run_in_host(*arguments: str, path: str = "") -> int:
+    """Run ComfyUI's own Python in the repository's folder, with COMFYUI_PATH set. path: a folder to import from besides."""
     host = prepare_host()
     environment = {**host.environment(), "COMFYUI_PATH": str(host.comfyui)}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [environment["PYTHONPATH"], path]))
     return run_attached([str(host.python), *arguments], environment, folder=ROOT)
 
 
@@ -151,6 +166,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         ("scale", scale, "fit the demo's bundled scales again: epsilon, flow or both"),
         ("locales", locales, "write the nodes' English texts, locales/en, from their schemas"),
         ("pictures", pictures, "draw the pictures of the help pages again"),
+        ("fuzz", fuzz, "give the readers of scales and profiles hostile files"),
         ("artwork", artwork, "draw the registry's icon and banner again"),
         ("compatibility", compatibility, "run the compatibility tests and write docs/COMPATIBILITY.md from them"),
     ):

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +26,18 @@ import safetensors
 import safetensors.torch
 import torch
 
-from ..guidance import units
-from ..guidance.extent import has_frames_on_batch
 from ..models.errors import AnnealingError
-from ..models.scale_model import Prediction
 from ..models.whole_file import write_whole
-from .fingerprint import Fingerprint, Samples, alike, fingerprint, samples_of
 from .measure import measure_picture
+from .origin import Origin, origin_of
 from .pictures import Picture, require_whole_run
-from .profile import Entries, Profile, ProfileSettings, steps_of_grid
+from .profile import Entries, Profile, ProfileSettings
 
 logger = logging.getLogger("annealing_guidance")
 
 FORMAT = "annealing-profile-shard/2"
 PICTURES_PER_SHARD = 64
+MAX_SHARD_BYTES = 256 * 2**20  # 64 pictures of 500 entries with 33 knots have 140 MB
 FIRST_BROKEN = 8  # so many pictures with NaN and none without: no use in going on
 _COLUMNS = [field.name for field in fields(Entries)]
 
@@ -121,62 +119,6 @@ def measured_pictures(folder: str | os.PathLike[str], model, negative: list, set
     return _Folder(folder, origin_of(model, negative, settings), _precision(model)).measured
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What a profile's numbers depend on besides its pictures. negative: samples of the negative's embeddings."""
-
-    kind: Prediction
-    settings: ProfileSettings
-    model: Fingerprint
-    negative: Samples
-
-    def differences(self, other: Origin) -> list[str]:
-        """What differs in the other one, as parts of a sentence; nothing where both belong to one profile."""
-        found = self.model.differences(other.model)
-        if self.kind != other.kind:
-            found.append(f"the other kind of prediction ({other.kind}, here {self.kind})")
-        if not alike(self.negative, other.negative):
-            found.append("another negative prompt")
-        for field in fields(ProfileSettings):
-            mine, theirs = getattr(self.settings, field.name), getattr(other.settings, field.name)
-            if mine != theirs:
-                found.append(f"another {field.name} ({_short(theirs)}, here {_short(mine)})")
-        return found
-
-    def metadata(self) -> dict[str, str]:
-        return {field.name: json.dumps(asdict(self)[field.name]) for field in fields(self)}
-
-    @staticmethod
-    def from_metadata(metadata: dict[str, str]) -> Origin:
-        """Raises KeyError, TypeError or ValueError where something is missing or of the wrong kind."""
-        facts = {field.name: json.loads(metadata[field.name]) for field in fields(Origin)}
-        if facts["kind"] not in ("epsilon", "velocity"):
-            raise ValueError(f"its kind of prediction is {facts['kind']!r}")
-        settings = facts["settings"]
-        for name in ("training_grid", "knots"):
-            settings[name] = tuple(settings[name]) if isinstance(settings[name], list) else settings[name]
-        return Origin(facts["kind"], ProfileSettings(**settings), Fingerprint(**facts["model"]), facts["negative"])
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:40]} ... {text[-12:]}"
-
-
-def origin_of(model, negative: list, settings: ProfileSettings) -> Origin:
-    """AnnealingError for a model or a training grid that no profile can be measured on."""
-    if has_frames_on_batch(model, model.model_options):
-        raise AnnealingError(
-            "This model takes a batch as the frames of one video (AnimateDiff, SVD, context windows along the batch), and a "
-            "profile is measured on batches of single pictures. Measure it on the model without them."
-        )
-    kind = units.prediction_kind(model.get_model_object("model_sampling"))
-    steps_of_grid(kind, settings.training_grid)
-    embeddings = [tensor for sequence, options in negative for tensor in (sequence, *options.values())]
-    embeddings = [tensor for tensor in embeddings if isinstance(tensor, torch.Tensor) and tensor.numel() > 0]
-    return Origin(kind, settings, fingerprint(model), samples_of(embeddings, 64))
-
-
 def _precision(model) -> str:
     """What the model computes in: NaN in one precision says nothing about another."""
     return f"{model.model_dtype()}, {getattr(model.model, 'manual_cast_dtype', None)}"
@@ -230,11 +172,11 @@ class _Folder:
 
     def _take(self, path: Path) -> None:
         try:
-            shard = _read_shard(_patiently(path.read_bytes))
+            shard = _read_shard(_patiently(lambda: _read_bytes(path)))
         except FileNotFoundError:
             return
-        except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-            logger.warning("Profile: the file %s is skipped, its pictures count as not measured: %s.", path, error)
+        except (OSError, safetensors.SafetensorError, ValueError, LookupError, TypeError, RuntimeError) as error:
+            logger.warning("Profile: the file %s is skipped, its pictures count as not measured: %s.", path, str(error)[:300])
             return
         self.origin = self.origin or shard.origin
         if found := self.origin.differences(shard.origin):
@@ -327,12 +269,23 @@ def _patiently(act: Callable[[], Any]) -> Any:
     return act()
 
 
+def _read_bytes(path: Path) -> bytes:
+    """All at once, as an open file could not be replaced on Windows; no more than one byte too many."""
+    with path.open("rb") as file:
+        return file.read(MAX_SHARD_BYTES + 1)
+
+
 def _read_shard(data: bytes) -> _Shard:
-    """From a file's bytes, at once: an open file could not be replaced on Windows. ValueError and others for a broken one."""
+    """From a file's bytes. ValueError and others for a broken one.
+
+    Files may come from strangers: all that is counted on later is checked here, as the checksum tells only damage.
+    """
+    if len(data) > MAX_SHARD_BYTES:
+        raise ValueError(f"it is larger than {MAX_SHARD_BYTES // 2**20} MB")
     tensors = safetensors.torch.load(data)
     metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT}")
+        raise ValueError(f"its format is {str(metadata.get('format'))[:80]!r}, not {FORMAT}")
     if metadata.pop("sha256", None) != _checksum(metadata, tensors):
         raise ValueError("its contents do not have the checksum that was written with them")
     origin = Origin.from_metadata(metadata)
@@ -342,6 +295,11 @@ def _read_shard(data: bytes) -> _Shard:
     sizes = [tuple(column.shape) for column in vars(entries).values()]
     if sizes != [(rows,), (rows,), (rows,), (rows, 3), (rows, knots, knots)]:
         raise ValueError(f"its table has other columns than this version's: {sizes}")
+    types = [column.dtype for column in (numel, *vars(entries).values())]
+    if types != [torch.int64, torch.int64, *[torch.float32] * 4] or numel.shape != (rows,):
+        raise ValueError("its table has other kinds of numbers than this version's")
+    if not ((numel > 0) & (numel < 2**40)).all() or not (entries.picture >= 0).all():
+        raise ValueError("its pictures' numbers or sizes are impossible")
     numbers, counts = entries.picture.unique_consecutive(return_counts=True)
     portions = torch.arange(rows).split(counts.tolist())
     pictures = {

@@ -15,7 +15,7 @@ from annealing_guidance_pack.models.fixed_scale import FixedScale
 from annealing_guidance_pack.models.scale_file import FORMAT, MAX_FILE_BYTES, load_scale, save_scale
 from annealing_guidance_pack.models.scale_model import ScaleInfo
 from annealing_guidance_pack.models.scale_network import NetworkConfig
-from scales import INFO, made_up_network
+from scales import INFO, checkpoint, made_up_network
 
 GOLDEN = Path(__file__).parent.parent / "data" / "scale_grid.json"
 
@@ -245,26 +245,6 @@ def test_weights_that_are_no_finite_numbers(scale_file, bad):
 
 
 # --- checkpoints that cannot be used ----------------------------------------------------------------------------------
-
-
-def checkpoint(**changes):
-    """The authors' layout with made-up weights; `changes` replace settings of the network."""
-    sizes = {
-        **{"type": "scalar_mlp", "noise_metric": "norm", "hidden_size": 16, "n_layers": 1, "output_size": 1},
-        **{"t_embed_dim": 4, "delta_embed_dim": 4, "lambda_embed_dim": 4, "w_scale": 1, "w_bias": 1},
-        **{"t_embed_normalization": 1000, "delta_embed_normalization": 5.0},
-    }
-    diffusion = {"model_id": "stabilityai/stable-diffusion-xl-base-1.0", "num_timesteps": 50}
-    tensors = {
-        f"combined_head.{2 * int(key.split('.')[1])}.{key.split('.')[2]}": value
-        for key, value in made_up_network().state_dict().items()
-    }
-    return {
-        "step": 1,
-        "config": {"diffusion": diffusion, "guidance_scale_model": sizes | changes},
-        "guidance_scale_model": tensors,
-        "optimizer_state_dict": {"state": {0: {"exp_avg": torch.zeros(4)}}},
-    }
 
 
 def saved(content, path, **options):

@@ -18,7 +18,7 @@ PACKAGES = {
     "comfy-cli": ["comfy-cli==1.23.0"],
     "mypy": ["mypy==2.4.1"],
     "pip-audit": ["pip-audit"],
-    "fuzz": ["atheris==3.1.0"],
+    "fuzz": ["atheris==3.0.0"],
 }
 
 
