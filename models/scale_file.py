@@ -243,10 +243,10 @@ def _from_authors(data: bytes, path: Path) -> ScaleNetwork:
     return _network(info, config, {_our_key(key): value for key, value in tensors.items()}, path)
 
 
-def _our_key(key: object) -> object:
+def _our_key(key: object) -> str:
     """`combined_head.{0,2,4,..}.weight` (linear layers and activations in one list) is our `layers.{0,1,2,..}.weight`."""
     match = re.fullmatch(r"combined_head\.(\d{1,4})\.(weight|bias)", str(key))
-    return f"layers.{int(match[1]) // 2}.{match[2]}" if match and int(match[1]) % 2 == 0 else key
+    return f"layers.{int(match[1]) // 2}.{match[2]}" if match and int(match[1]) % 2 == 0 else str(key)
 
 
 def _checkpoint(data: bytes, path: Path) -> Any:

@@ -64,6 +64,8 @@ class ScaleNetwork(ScaleModel):
     A sample whose gap norm is NaN or infinite gets the scale of max_gap_norm, and no other sample sees it.
     """
 
+    frequencies: torch.Tensor
+
     def __init__(self, info: ScaleInfo, config: NetworkConfig | None = None):
         super().__init__(info)
         self.config = config = config or NetworkConfig()
@@ -72,24 +74,23 @@ class ScaleNetwork(ScaleModel):
             self.layers = torch.nn.ModuleList(
                 torch.nn.Linear(fan_in, fan_out, dtype=torch.float32) for fan_in, fan_out in pairwise(config.widths)
             )
-            frequencies = torch.tensor(config.frequencies, dtype=torch.float32)
-            self.register_buffer("frequencies", frequencies, persistent=False)
+            self.register_buffer("frequencies", torch.tensor(config.frequencies, dtype=torch.float32), persistent=False)
 
     def forward(self, timestep: torch.Tensor, gap_norm: torch.Tensor, guidance_lambda: float | torch.Tensor) -> torch.Tensor:
         """See ScaleModel.forward. The scale lies within config.min_scale .. config.max_scale."""
         config, device = self.config, timestep.device
         self._move_to(device)
-        timestep, gap_norm, guidance_lambda = torch.broadcast_tensors(
+        timesteps, gap_norms, lambdas = torch.broadcast_tensors(  # type: ignore[no-untyped-call]
             timestep.to(torch.float32).reshape(-1).clamp(0, TIMESTEP_RANGE),
             gap_norm.to(device, torch.float32).reshape(-1).nan_to_num(nan=config.max_gap_norm).clamp(0, config.max_gap_norm),
             _lambda_tensor(guidance_lambda, device),
         )
         with _autocast_off(device.type):
-            inputs = (timestep / TIMESTEP_RANGE, gap_norm / config.gap_divisor, guidance_lambda)
+            inputs = (timesteps / TIMESTEP_RANGE, gap_norms / config.gap_divisor, lambdas)
             hidden = torch.cat([self._embed(x) for x in inputs], dim=-1)
             for layer in self.layers[:-1]:
                 hidden = torch.relu(layer(hidden))
-            scale = 1.0 + self.layers[-1](hidden).squeeze(-1)
+            scale: torch.Tensor = 1.0 + self.layers[-1](hidden).squeeze(-1)
         return scale.clamp(config.min_scale, config.max_scale)
 
     def _embed(self, x: torch.Tensor) -> torch.Tensor:

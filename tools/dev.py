@@ -10,6 +10,10 @@
     python tools/dev.py pictures draws the pictures of the help pages again
     python tools/dev.py compatibility   runs the compatibility tests and writes docs/COMPATIBILITY.md from them
     python tools/dev.py pack     the archive for ComfyUI's registry, validated, with its bill of materials; --release to publish
+    python tools/dev.py check    style, types (mypy), workflow files (actionlint)
+    python tools/dev.py audit    known weaknesses of what the tools install (pip-audit)
+    python tools/dev.py comfyui  clones a ComfyUI with its requirements: comfyui FOLDER --version 0.3.75
+    python tools/dev.py publish  to ComfyUI's registry; the public workflow does this
     python tools/dev.py fuzz     hostile files for the readers of scales and profiles: fuzz --minutes 10
     python tools/dev.py artwork  draws the registry's icon and banner again
 
@@ -30,7 +34,7 @@ import os
 import signal
 from pathlib import Path
 
-from devkit import SetupError, archive
+from devkit import SetupError, archive, quality
 from devkit.cache import cache_folder
 from devkit.environment import TEST_PACKAGES, prepare_host
 from devkit.process import output_of, run_attached
@@ -141,6 +145,25 @@ def pack(options: argparse.Namespace) -> int:
     return 0
 
 
+def check(_options: argparse.Namespace) -> int:
+    return quality.check(ROOT, prepare_host(packages=TEST_PACKAGES))
+
+
+def audit(_options: argparse.Namespace) -> int:
+    return quality.audit(prepare_host())
+
+
+def publish(_options: argparse.Namespace) -> int:
+    if problems := archive.release_problems(ROOT):
+        raise SetupError(f"not ready to be published: {' '.join(problems)}")
+    return quality.publish(ROOT)
+
+
+def comfyui(options: argparse.Namespace) -> int:
+    quality.fetch_comfyui(options.folder.resolve(), options.version)
+    return 0
+
+
 def run_in_host(*arguments: str, path: str = "") -> int:
     """Run ComfyUI's own Python in the repository's folder, with COMFYUI_PATH set. path: a folder to import from besides."""
     host = prepare_host()
@@ -171,11 +194,21 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         ("compatibility", compatibility, "run the compatibility tests and write docs/COMPATIBILITY.md from them"),
     ):
         commands.add_parser(command, help=text, add_help=False).set_defaults(run=run)
+    for command, run, text in (
+        ("check", check, "check style, types and workflow files"),
+        ("audit", audit, "look for known weaknesses of what the tools install"),
+        ("publish", publish, "publish to ComfyUI's registry"),
+    ):
+        commands.add_parser(command, help=text).set_defaults(run=run)
+    comfyui_parser = commands.add_parser("comfyui", help="clone a ComfyUI, with its requirements in FOLDER/venv")
+    comfyui_parser.add_argument("folder", type=Path)
+    comfyui_parser.add_argument("--version", default="master", help="0.3.75, or a branch (master)")
+    comfyui_parser.set_defaults(run=comfyui)
     pack_parser = commands.add_parser("pack", help="make the archive for ComfyUI's registry")
     pack_parser.add_argument("--release", action="store_true", help="refuse a state that must not be published")
     pack_parser.set_defaults(run=pack)
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command in ("demo", "pack"):
+    if rest and options.command in ("demo", "pack", "check", "audit", "publish", "comfyui"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.rest = rest
     return options
