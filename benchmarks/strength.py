@@ -59,9 +59,13 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 from prompt_following import ROOT, load_hosts, pack_module  # puts tools/ on the path
 
@@ -71,10 +75,12 @@ sys.path.insert(0, str(ROOT / "tests" / "support"))
 SAMPLERS = (
     *("annealing", "euler", "euler_cfg_pp", "ddim", "heun", "heunpp2", "exp_heun_2_x0", "dpm_2", "dpm_fast", "dpm_adaptive"),
     *("dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp", "dpmpp_sde", "seeds_2", "seeds_3", "lms", "dpmpp_2m"),
-    *("dpmpp_2m_cfg_pp", "ipndm", "ipndm_v", "deis", "res_multistep", "res_multistep_cfg_pp", "gradient_estimation"),
-    *("gradient_estimation_cfg_pp", "uni_pc", "uni_pc_bh2"),
+    *("dpmpp_2m_cfg_pp", "dpmpp_3m_sde", "ipndm", "ipndm_v", "deis", "res_multistep", "res_multistep_cfg_pp"),
+    *("gradient_estimation", "gradient_estimation_cfg_pp", "uni_pc", "uni_pc_bh2", "sa_solver", "sa_solver_pece"),
 )
-OPTIONS = {name: {"eta": 0.0} for name in ("dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp", "seeds_2", "seeds_3", "dpmpp_sde")}
+NO_NOISE = ("dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp", "seeds_2", "seeds_3", "dpmpp_sde", "dpmpp_3m_sde")
+OPTIONS = {name: {"eta": 0.0} for name in NO_NOISE}
+OPTIONS |= {name: {"tau_func": lambda sigma: 0.0} for name in ("sa_solver", "sa_solver_pece")}
 STOCHASTIC = (
     *("euler_ancestral", "euler_ancestral_cfg_pp", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde"),
     *("dpmpp_2m_sde_heun", "dpmpp_3m_sde", "ddpm", "lcm", "res_multistep_ancestral", "er_sde", "seeds_2", "seeds_3"),
@@ -83,7 +89,10 @@ STOCHASTIC = (
 SEEDS = 256
 SCHEDULES = ("karras", "normal", "simple", "sgm_uniform", "beta", "even")
 STEPS = (8, 10, 20, 30, 50, 100)
+OTHER_SAMPLERS = ("euler", "heun", "dpmpp_2m", "res_multistep", "uni_pc", "ipndm")
+OTHER_SCHEDULES, OTHER_STEPS = ("karras", "normal", "simple"), (8, 10, 20, 30)
 FLOW_REFERENCE_STEPS = 28
+CFG = 7.5
 AIM, AIM_OF_CFG, AIM_OF_FLOOR = 0.06, 2.0, 1.5
 
 
@@ -99,34 +108,100 @@ def authors_network():
     return pack_module("models.scale_file").load_scale(path)
 
 
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Two predictions in closed form. predict: (is it a flow model, x [B, ...], sigma) to D_c and D_u.
+
+    noise: [B, ...]; lambdas: [B], or one number. caption: the mean of the data, where it is one. spread: of the data with it.
+    """
+
+    predict: Callable
+    noise: object
+    lambdas: object
+    caption: object = None
+    spread: float = 0.0
+
+
+@cache
+def golden():
+    from closed_form import paper_trajectory
+
+    return paper_trajectory(50)
+
+
+def gaussian(with_caption: float, without: float, means=None, noise=None, lambdas=None) -> Data:
+    """The authors' example, with these standard deviations of the data."""
+    import closed_form
+
+    means = (golden().means if means is None else means).float()
+
+    def predict(flow, x, sigma):
+        denoised = closed_form.flow_denoised if flow else closed_form.ve_denoised
+        return denoised(x, sigma, means, with_caption), denoised(x, sigma, 0.0, without)
+
+    noise = golden().initial_noise if noise is None else noise
+    return Data(predict, noise, golden().lambdas if lambdas is None else lambdas, means[0], with_caption)
+
+
+def two_points() -> Data:
+    """Every value of the latent is +m or -m with the caption, +0.3 or -0.3 without: predictions that bend."""
+    import torch
+    import two_points
+
+    points = 0.4 + 0.6 * torch.rand(golden().means.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+
+    def predict(flow, x, sigma):
+        denoised = two_points.flow_denoised if flow else two_points.ve_denoised
+        return denoised(x, sigma, points, 0.2), denoised(x, sigma, torch.tensor(0.3), 1.0)
+
+    return Data(predict, golden().initial_noise, golden().lambdas)
+
+
+class Denoiser:
+    """D_u + w (D_c - D_u) as ComfyUI's samplers call it, with the w that `scale` gives: (D_c, D_u, sigma) to [B]."""
+
+    def __init__(self, model, data: Data, flow: bool, scale: Callable):
+        self.inner_model = SimpleNamespace(model_patcher=model, inner_model=model.model)
+        self.data, self.flow, self.scale = data, flow, scale
+
+    def __call__(self, x, sigma, model_options=None, **_):
+        column = (-1, *[1] * (x.ndim - 1))
+        cond, uncond = self.data.predict(self.flow, x, sigma.view(column))
+        denoised = uncond + self.scale(cond, uncond, sigma).view(column) * (cond - uncond)
+        # CFG++ samplers take the unconditional prediction from a hook.
+        for hook in (model_options or {}).get("sampler_post_cfg_function", []):
+            denoised = hook({"denoised": denoised, "uncond_denoised": uncond, "cond_denoised": cond, "uncond": [{}]})
+        return denoised
+
+
 class Benchmark:
     """One kind of closed-form model, its scale, and its references."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, data: Data | None = None) -> None:
         import torch
-        from closed_form import SmoothScale, closed_form_model, paper_trajectory
+        from closed_form import SmoothScale, closed_form_model
         from comfy.model_base import ModelType
 
-        self.kind, self.data = kind, paper_trajectory(50)
-        if kind == "epsilon":
-            self.model = closed_form_model()
-            self.sampling = self.model.get_model_object("model_sampling")
+        self.flow = kind == "flow"
+        self.data = data or gaussian(golden().std_cond, golden().std_uncond)
+        self.model = closed_form_model(ModelType.FLOW, {"shift": 3.0}) if self.flow else closed_form_model()
+        self.sampling = self.model.get_model_object("model_sampling")
+        if self.flow:
+            times = torch.linspace(1, 0, FLOW_REFERENCE_STEPS + 1)
+            self.grid = 3 * times / (1 + 2 * times)
+            self.scale = SmoothScale("velocity", training_grid=tuple(self.grid.tolist()))
+        else:
+            self.grid = golden().sigmas(self.sampling)
             self.scale = authors_network()
             self.scale.info = dataclasses.replace(self.scale.info, reference_numel=None)  # see PaperTrajectory
-            self.reference = self.data.final_latent
-        else:
-            self.model = closed_form_model(ModelType.FLOW, {"shift": 3.0})
-            self.sampling = self.model.get_model_object("model_sampling")
-            times = torch.linspace(1, 0, FLOW_REFERENCE_STEPS + 1)
-            grid = self.flow_grid = 3 * times / (1 + 2 * times)
-            self.scale = SmoothScale("velocity", training_grid=tuple(grid.tolist()))
-            self.reference = self.sample("annealing", grid, self.annealing(match_training_steps=False))
-        self.stochastic_references = None
-        many = self.sigmas("even", 981 if kind == "epsilon" else 1000)
-        self.cfg_reference = self.sample("euler", many, self.cfg())
-        # How far the reference itself is from what its steps would lead to if they were small: no solver can be nearer.
-        self.floor = max(deviation(self.sample(name, many, self.annealing()), self.reference) for name in ("euler", "heun"))
-        self.aim = max(AIM, AIM_OF_FLOOR * self.floor)
+        self.many = self.sigmas("even", 1000 if self.flow else 981)
+        self.reference = self.annealing("annealing", self.grid, match_training_steps=False)
+        self.cfg_reference = self.cfg("euler", self.many)
+
+    @property
+    def floor(self) -> float:
+        """How far the reference itself is from what its steps would lead to if they were small: no solver can be nearer."""
+        return max(deviation(self.annealing(name, self.many), self.reference) for name in ("euler", "heun"))
 
     def sigmas(self, schedule: str, steps: int):
         """Sigmas and a final 0; karras and even begin and end where the paper's 50 steps do, the others are ComfyUI's own."""
@@ -134,108 +209,87 @@ class Benchmark:
         import comfy.samplers
         import torch
 
-        first, last = (980, 0) if self.kind == "epsilon" else (999, 1000 // FLOW_REFERENCE_STEPS - 1)
+        first, last = (999, 1000 // FLOW_REFERENCE_STEPS - 1) if self.flow else (980, 0)
         table, zero = self.sampling.sigmas, torch.zeros(1)
         if schedule == "karras":
             return comfy.k_diffusion.sampling.get_sigmas_karras(steps, float(table[last]), float(table[first]))
-        if schedule == "even" and self.kind == "epsilon":
-            return torch.cat([self.sampling.sigma(torch.linspace(first, last, steps)), zero])
-        if schedule == "even":
+        if schedule == "even" and self.flow:
             times = torch.linspace(1, 0, steps + 1)
             return 3 * times / (1 + 2 * times)
+        if schedule == "even":
+            return torch.cat([self.sampling.sigma(torch.linspace(first, last, steps)), zero])
         return comfy.samplers.calculate_sigmas(self.sampling, schedule, steps)
 
-    def cfg(self):
-        import comfy.samplers
+    def annealing(self, name: str, sigmas, match_training_steps: bool = True, stochastic: bool = False):
+        """Final latents of the pack's guidance, by its own GuidedRun."""
+        step, trace = pack_module("guidance.step"), pack_module("guidance.trace").AnnealingTrace()
+        sampler = sampler_named(name, stochastic)
+        guidance = step.Guidance(self.scale, self.data.lambdas, "auto", match_training_steps)
+        run = step.GuidedRun(guidance, trace, self.model, sampler)
+        options = {"transformer_options": {"sample_sigmas": sigmas}}
+        return self.sample(sampler, sigmas, lambda cond, uncond, sigma: run.guide(cond, uncond, sigma, options).used)
 
-        guider = comfy.samplers.CFGGuider(self.model)
-        guider.set_cfg(7.5)
-        return guider
-
-    def annealing(self, match_training_steps: bool = True, one: bool = False):
-        """one: every sample has the lambda of the third."""
-        lambdas = float(self.data.lambdas[2]) if one else self.data.lambdas
-        guidance = pack_module("guidance.step").Guidance(self.scale, lambdas, "auto", match_training_steps)
-        return pack_module("guidance.guider").AnnealingCFGGuider(self.model, guidance)
-
-    def sample(self, name: str, sigmas, guider, deterministic: bool = True, noise=None, means=None):
-        import comfy.samplers
-        from closed_form import conditioning, sample
-
-        if name == "annealing":
-            sampler = pack_module("guidance.sampler").null_renoising_sampler()
-        elif deterministic and name in OPTIONS:
-            sampler = comfy.samplers.ksampler(name, OPTIONS[name])
-        else:
-            sampler = comfy.samplers.sampler_object(name)
-        caption = self.data.positive() if means is None else conditioning(means, self.data.std_cond)
-        guider.set_conds(caption, self.data.negative())
-        noise = self.data.initial_noise if noise is None else noise
-        if self.kind == "epsilon":  # see PaperTrajectory.noise
-            noise = noise * (1 + sigmas[0].double() ** 2) ** 0.5 / sigmas[0].double()
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-            return sample(guider, sampler, sigmas, noise.float()).double()
-
-    def cell(self, sampler: str, schedule: str, steps: int) -> dict[str, float]:
-        sigmas = self.sigmas(schedule, steps)
-        plain = plain_form(sampler)
-        after = deviation(self.sample(sampler, sigmas, self.annealing()), self.reference)
-        with linear_growth():
-            before = deviation(self.sample(sampler, sigmas, self.annealing()), self.reference)
-        return {
-            "before": before,
-            "after": after,
-            "cfg": deviation(self.sample(plain, sigmas, self.cfg()), self.cfg_reference),
-        }
-
-    def stochastic_cell(self, sampler: str, schedule: str, steps: int) -> dict[str, tuple[float, float]]:
-        """Strength along the caption and spread over seeds, each over the reference's: of annealing and of CFG 7.5."""
-        if self.stochastic_references is None:
-            grid = self.data.sigmas(self.sampling) if self.kind == "epsilon" else self.flow_grid
-            even = self.sigmas("even", 981 if self.kind == "epsilon" else 1000)
-            exact = self.over_seeds("annealing", grid, self.annealing(match_training_steps=False, one=True))
-            self.stochastic_references = exact, self.over_seeds("euler", even, self.cfg())
-        sigmas, (ours, cfg) = self.sigmas(schedule, steps), self.stochastic_references
-        after = self.over_seeds(sampler, sigmas, self.annealing(one=True))
-        plain = self.over_seeds(plain_form(sampler), sigmas, self.cfg())
-        return {
-            "annealing": tuple(a / b for a, b in zip(after, ours, strict=True)),
-            "cfg": tuple(a / b for a, b in zip(plain, cfg, strict=True)),
-        }
-
-    def over_seeds(self, name: str, sigmas, guider) -> tuple[float, float]:
-        """One caption and SEEDS noises: the mean latent's size along the caption's mean, and the spread around it."""
+    def cfg(self, name: str, sigmas, stochastic: bool = False):
+        """Final latents of plain CFG, with the sampler that renoises with the guided prediction."""
         import torch
 
-        noise = torch.randn(SEEDS, *self.data.means.shape[1:], generator=torch.Generator().manual_seed(0))
-        latents = self.sample(name, sigmas, guider, deterministic=False, noise=noise, means=self.data.means[2:3])
-        mean, caption = latents.mean(0), self.data.means[2].double()
-        return ((mean * caption).sum() / caption.square().sum()).item(), latents.std(0).mean().item()
+        sampler = sampler_named("euler" if name == "annealing" else name.removesuffix("_cfg_pp"), stochastic)
+        return self.sample(sampler, sigmas, lambda cond, uncond, sigma: torch.full_like(sigma, CFG))
+
+    def sample(self, sampler, sigmas, scale: Callable):
+        import torch
+
+        first, noise = sigmas[0].double(), self.data.noise
+        # The start of the authors' runs: ComfyUI itself starts so only where the first sigma is the model's largest.
+        x = noise * (first if self.flow else (1 + first**2) ** 0.5)
+        sigmas = sigmas.clone()  # uni_pc writes its last one into it
+        arguments = {"extra_args": {"seed": 0}, "callback": None, "disable": True, **sampler.extra_options}
+        with torch.inference_mode(), open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            denoiser = Denoiser(self.model, self.data, self.flow, scale)
+            x = sampler.sampler_function(denoiser, x.float(), sigmas, **arguments)
+        return self.sampling.inverse_noise_scaling(sigmas[-1], x).double()
+
+    def cell(self, sampler: str, schedule: str, steps: int, versions: tuple[str, ...]) -> dict[str, float]:
+        """Deviation of each version, and of plain CFG."""
+        sigmas, figures = self.sigmas(schedule, steps), {}
+        for version in versions:
+            with uncorrected(version):
+                figures[version] = deviation(self.annealing(sampler, sigmas), self.reference)
+        return {**figures, "cfg": deviation(self.cfg(sampler, sigmas), self.cfg_reference)}
+
+    def over_seeds(self, latents) -> tuple[float, float]:
+        """Size of the mean latent along the caption, and the spread around it over the data's own."""
+        mean, caption = latents.mean(0), self.data.caption.double()
+        return ((mean * caption).sum() / caption.square().sum()).item(), (latents.std(0).mean() / self.data.spread).item()
+
+
+def sampler_named(name: str, stochastic: bool = False):
+    import comfy.samplers
+
+    if name == "annealing":
+        return pack_module("guidance.sampler").null_renoising_sampler()
+    if name in OPTIONS and not stochastic:
+        return comfy.samplers.ksampler(name, OPTIONS[name])
+    return comfy.samplers.sampler_object(name)
 
 
 @contextlib.contextmanager
-def linear_growth():
-    """Matching without its corrections."""
+def uncorrected(version: str):
+    """Matching without its corrections: "linear" has neither, "saturated" no correction for multistep solvers."""
     from unittest.mock import patch
 
     folding, multistep = pack_module("guidance.folding"), pack_module("guidance.multistep").Multistep
-    with patch.object(folding, "saturation", lambda *arguments: 1.0), patch.object(multistep, "applies", False):
+    with contextlib.ExitStack() as stack:
+        if version == "linear":
+            stack.enter_context(patch.object(folding, "saturation", lambda *arguments: 1.0))
+        if version in ("linear", "saturated"):
+            stack.enter_context(patch.object(multistep, "applies", False))
         yield
-
-
-def plain_form(sampler: str) -> str:
-    """The sampler that renoises with the guided prediction, for plain CFG."""
-    return "euler" if sampler == "annealing" else sampler.removesuffix("_cfg_pp")
 
 
 def deviation(latent, reference) -> float:
     relative = (latent - reference).flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)
-    return relative.nan_to_num(1e9, 1e9).max().item()
-
-
-def figures(cell: dict[str, float], aim: float) -> str:
-    before, after, cfg = cell["before"], cell["after"], cell["cfg"]
-    return f"{before:7.3f}{mark(before, cfg, aim)}/{after:6.3f}{mark(after, cfg, aim)}({cfg:.3f})"
+    return relative.nan_to_num(1e9, 1e9).max().clamp(max=1e9).item()
 
 
 def mark(value: float, cfg: float, aim: float) -> str:
@@ -244,16 +298,52 @@ def mark(value: float, cfg: float, aim: float) -> str:
     return "*" if value > max(aim, AIM_OF_CFG * cfg) else " "
 
 
-def stochastic_table(benchmark: Benchmark, samplers: list[str], steps: list[int]) -> dict[str, dict]:
-    """Prints strength and spread, each over the reference's, of annealing and (in brackets) of CFG; karras schedule."""
-    cells = {}
-    print(f"\n{benchmark.kind}, {SEEDS} seeds: strength, spread (CFG's) at {', '.join(map(str, steps))} steps", flush=True)
+def deterministic_table(benchmark: Benchmark, title: str, samplers, schedules, steps, versions) -> dict:
+    """Prints the deviations of each version and (in brackets) of CFG, and how many miss the aim."""
+    floor = benchmark.floor
+    aim, cells = max(AIM, AIM_OF_FLOOR * floor), {}
+    print(f"\n{title}: floor of the reference {floor:.3f}, aim {aim:.3f}", flush=True)
     for sampler in samplers:
-        row = {f"{sampler}/karras/{n}": benchmark.stochastic_cell(sampler, "karras", n) for n in steps}
+        print(f"\n{title}, {sampler}: {' / '.join(versions)} (CFG) at {', '.join(map(str, steps))} steps", flush=True)
+        for schedule in schedules:
+            row = {f"{sampler}/{schedule}/{n}": benchmark.cell(sampler, schedule, n, versions) for n in steps}
+            cells |= row
+            texts = []
+            for cell in row.values():
+                figures = "/".join(f"{cell[v]:7.3f}{mark(cell[v], cell['cfg'], aim)}" for v in versions)
+                texts.append(f"{figures}({cell['cfg']:.3f})")
+            print(f"  {schedule:12}" + "  ".join(texts), flush=True)
+    for version in versions:
+        marks = [mark(cell[version], cell["cfg"], aim) for cell in cells.values()]
+        missed = len(marks) - marks.count(" ")
+        print(f"{title}, {version}: {missed} of {len(marks)} cells miss the aim, {marks.count('!')} of them burnt", flush=True)
+    rounded = {name: {version: float(f"{value:.4g}") for version, value in cell.items()} for name, cell in cells.items()}
+    return {"floor": round(floor, 4), "aim": round(aim, 4), "cells": rounded}
+
+
+def stochastic_table(kind: str, samplers, steps) -> dict[str, dict]:
+    """Prints strength and spread of annealing and (in brackets) of CFG, karras schedule; the references first."""
+    import torch
+
+    data = golden()
+    noise = torch.randn(SEEDS, *data.means.shape[1:], generator=torch.Generator().manual_seed(0))
+    one = gaussian(data.std_cond, data.std_uncond, data.means[2:3], noise, float(data.lambdas[2]))
+    benchmark = Benchmark(kind, one)
+    references = {"annealing": benchmark.over_seeds(benchmark.reference), "cfg": benchmark.over_seeds(benchmark.cfg_reference)}
+    cells = {"reference": references}
+    print(f"\n{kind}, {SEEDS} seeds: strength, spread (CFG's) at {', '.join(map(str, steps))} steps", flush=True)
+    text = "{annealing[0]:.3f},{annealing[1]:.3f} ({cfg[0]:.3f},{cfg[1]:.3f})"
+    print(f"  {'reference':24}{text.format(**references)}", flush=True)
+    for sampler in samplers:
+        row = {}
+        for n in steps:
+            sigmas = benchmark.sigmas("karras", n)
+            latents = {"annealing": benchmark.annealing(sampler, sigmas, stochastic=True)}
+            latents["cfg"] = benchmark.cfg(sampler, sigmas, stochastic=True)
+            row[f"{sampler}/karras/{n}"] = {name: benchmark.over_seeds(latent) for name, latent in latents.items()}
         cells |= row
-        text = (f"{a:.2f},{b:.2f} ({c:.2f},{d:.2f})" for (a, b), (c, d) in (cell.values() for cell in row.values()))
-        print(f"  {sampler:24}" + "  ".join(text), flush=True)
-    return cells
+        print(f"  {sampler:24}" + "  ".join(text.format(**cell) for cell in row.values()), flush=True)
+    return {name: {k: [round(v, 4) for v in pair] for k, pair in cell.items()} for name, cell in cells.items()}
 
 
 def main() -> None:
@@ -261,29 +351,31 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=["epsilon", "flow"], choices=["epsilon", "flow"])
     parser.add_argument("--steps", nargs="+", type=int, default=STEPS)
     parser.add_argument("--samplers", nargs="+", default=SAMPLERS)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "strength.json")
     parser.add_argument("--stochastic", nargs="*", default=STOCHASTIC, help="samplers of the table over seeds")
+    parser.add_argument("--parts", nargs="+", default=["authors", "others", "seeds"], choices=["authors", "others", "seeds"])
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "strength.json")
     options = parser.parse_args()
     import comfy.samplers
+    import torch
 
+    torch.set_num_threads(1)  # more threads wait for each other at such sizes
+    logging.getLogger("annealing_guidance").setLevel(logging.ERROR)
     known = ("annealing", *comfy.samplers.SAMPLER_NAMES)
+    samplers, stochastic = ([name for name in names if name in known] for names in (options.samplers, options.stochastic))
+    others = {"deviations 0.8 and 1": gaussian(0.8, 1.0), "deviations 0.2 and 0.9": gaussian(0.2, 0.9), "two points": two_points()}
     results: dict[str, dict] = {}
     for kind in options.kinds:
-        benchmark, cells = Benchmark(kind), {}
-        print(f"\n{kind}: floor of the reference {benchmark.floor:.3f}, aim {benchmark.aim:.3f}", flush=True)
-        for sampler in filter(known.__contains__, options.samplers):
-            print(f"\n{kind}, {sampler}: before / after (CFG) at {', '.join(map(str, options.steps))} steps", flush=True)
-            for schedule in SCHEDULES:
-                row = [benchmark.cell(sampler, schedule, steps) for steps in options.steps]
-                cells |= {f"{sampler}/{schedule}/{n}": cell for n, cell in zip(options.steps, row, strict=True)}
-                print(f"  {schedule:12}" + "  ".join(figures(cell, benchmark.aim) for cell in row), flush=True)
-        for version in ("before", "after"):
-            marks = [mark(cell[version], cell["cfg"], benchmark.aim) for cell in cells.values()]
-            missed = len(marks) - marks.count(" ")
-            print(f"{kind}, {version}: {missed} of {len(marks)} cells miss the aim, {marks.count('!')} of them burnt", flush=True)
-        stochastic = [name for name in options.stochastic if name in known]
-        results[kind] = {"aim": benchmark.aim, "deterministic": cells}
-        results[kind]["stochastic"] = stochastic_table(benchmark, stochastic, [n for n in options.steps if n <= 50])
+        result = results[kind] = {}
+        if "authors" in options.parts:
+            versions = ("linear", "shipped")
+            result["authors"] = deterministic_table(Benchmark(kind), kind, samplers, SCHEDULES, options.steps, versions)
+        for name, data in others.items() if "others" in options.parts else ():
+            few, versions = [n for n in OTHER_STEPS if n in options.steps], ("linear", "saturated", "shipped")
+            chosen = [sampler for sampler in OTHER_SAMPLERS if sampler in samplers]
+            table = deterministic_table(Benchmark(kind, data), f"{kind}, {name}", chosen, OTHER_SCHEDULES, few, versions)
+            result[name] = table
+        if "seeds" in options.parts:
+            result["seeds"] = stochastic_table(kind, stochastic, [n for n in options.steps if n <= 50])
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(results, indent=1) + "\n")
     print(f"\n{options.output}")
