@@ -61,6 +61,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -267,7 +268,7 @@ def sampler_named(name: str, stochastic: bool = False):
     import comfy.samplers
 
     if name == "annealing":
-        return pack_module("guidance.sampler").null_renoising_sampler()
+        return pack_module("guidance.sampler").null_renoising_sampler(eta=float(stochastic))
     if name in OPTIONS and not stochastic:
         return comfy.samplers.ksampler(name, OPTIONS[name])
     return comfy.samplers.sampler_object(name)
@@ -317,8 +318,12 @@ def deterministic_table(benchmark: Benchmark, title: str, samplers, schedules, s
         marks = [mark(cell[version], cell["cfg"], aim) for cell in cells.values()]
         missed = len(marks) - marks.count(" ")
         print(f"{title}, {version}: {missed} of {len(marks)} cells miss the aim, {marks.count('!')} of them burnt", flush=True)
-    rounded = {name: {version: float(f"{value:.4g}") for version, value in cell.items()} for name, cell in cells.items()}
-    return {"floor": round(floor, 4), "aim": round(aim, 4), "cells": rounded}
+    rows = {}
+    for name, cell in cells.items():
+        row = rows.setdefault(name.rpartition("/")[0], {version: [] for version in cell})
+        for version, value in cell.items():
+            row[version].append(float(f"{value:.3g}"))
+    return {"floor": round(floor, 4), "aim": round(aim, 4), "steps": list(steps), "rows": rows}
 
 
 def stochastic_table(kind: str, samplers, steps) -> dict[str, dict]:
@@ -329,7 +334,9 @@ def stochastic_table(kind: str, samplers, steps) -> dict[str, dict]:
     noise = torch.randn(SEEDS, *data.means.shape[1:], generator=torch.Generator().manual_seed(0))
     one = gaussian(data.std_cond, data.std_uncond, data.means[2:3], noise, float(data.lambdas[2]))
     benchmark = Benchmark(kind, one)
-    references = {"annealing": benchmark.over_seeds(benchmark.reference), "cfg": benchmark.over_seeds(benchmark.cfg_reference)}
+    exact = benchmark.annealing("annealing", benchmark.grid, match_training_steps=False, stochastic=True)
+    cfg = benchmark.cfg("euler_ancestral", benchmark.many, stochastic=True)
+    references = {"annealing": benchmark.over_seeds(exact), "cfg": benchmark.over_seeds(cfg)}
     cells = {"reference": references}
     print(f"\n{kind}, {SEEDS} seeds: strength, spread (CFG's) at {', '.join(map(str, steps))} steps", flush=True)
     text = "{annealing[0]:.3f},{annealing[1]:.3f} ({cfg[0]:.3f},{cfg[1]:.3f})"
@@ -362,23 +369,29 @@ def main() -> None:
     logging.getLogger("annealing_guidance").setLevel(logging.ERROR)
     known = ("annealing", *comfy.samplers.SAMPLER_NAMES)
     samplers, stochastic = ([name for name in names if name in known] for names in (options.samplers, options.stochastic))
-    others = {"deviations 0.8 and 1": gaussian(0.8, 1.0), "deviations 0.2 and 0.9": gaussian(0.2, 0.9), "two points": two_points()}
-    results: dict[str, dict] = {}
+    others = {"0.8 and 1": gaussian(0.8, 1.0), "0.2 and 0.9": gaussian(0.2, 0.9), "two points": two_points()}
     for kind in options.kinds:
-        result = results[kind] = {}
         if "authors" in options.parts:
-            versions = ("linear", "shipped")
-            result["authors"] = deterministic_table(Benchmark(kind), kind, samplers, SCHEDULES, options.steps, versions)
+            table = deterministic_table(Benchmark(kind), kind, samplers, SCHEDULES, options.steps, ("linear", "shipped"))
+            save(options.output, kind, "authors", table)
         for name, data in others.items() if "others" in options.parts else ():
             few, versions = [n for n in OTHER_STEPS if n in options.steps], ("linear", "saturated", "shipped")
             chosen = [sampler for sampler in OTHER_SAMPLERS if sampler in samplers]
             table = deterministic_table(Benchmark(kind, data), f"{kind}, {name}", chosen, OTHER_SCHEDULES, few, versions)
-            result[name] = table
+            save(options.output, kind, name, table)
         if "seeds" in options.parts:
-            result["seeds"] = stochastic_table(kind, stochastic, [n for n in options.steps if n <= 50])
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(results, indent=1) + "\n")
+            table = stochastic_table(kind, stochastic, [n for n in options.steps if n <= 50])
+            save(options.output, kind, "seeds", table)
     print(f"\n{options.output}")
+
+
+def save(path: Path, kind: str, part: str, table: dict) -> None:
+    """Into the file of results, whose other parts stay; one row a line."""
+    results = json.loads(path.read_text()) if path.exists() else {}
+    results.setdefault(kind, {})[part] = table
+    text = re.sub(r"\s+(?=[^{}]*\})", " ", json.dumps(results, indent=1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n")
 
 
 if __name__ == "__main__":

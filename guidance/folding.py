@@ -45,17 +45,26 @@ def next_own_sigma(sigma: torch.Tensor, schedule: torch.Tensor) -> torch.Tensor:
     return torch.where(below, schedule[None, :], 0.0).amax(dim=1)
 
 
+def step_ratio(level: torch.Tensor, next_level: torch.Tensor) -> torch.Tensor:
+    """r, the ratio of the next noise level to this one, 0..LARGEST_RATIO, elementwise."""
+    return (next_level / level).nan_to_num(0.0).clamp(0.0, LARGEST_RATIO)
+
+
 def folding_factor(kind: Prediction, level: torch.Tensor, next_level: torch.Tensor) -> torch.Tensor:
     """k above, elementwise, >= 1. level, next_level: the network's noise levels, level > next_level >= 0."""
-    ratio = (next_level / level).nan_to_num(0.0).clamp(0.0, LARGEST_RATIO)
+    ratio = step_ratio(level, next_level)
     if kind == "velocity":
         return (1.0 - next_level) / (1.0 - ratio)
     return 1.0 / (1.0 - ratio)
 
 
-def step_ratio(kind: Prediction, level: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """The ratio of the next noise level to this one, 0..LARGEST_RATIO, from the folding factor: its inverse. All [B]."""
-    return (factor - 1.0) / (factor - (level if kind == "velocity" else 0.0))
+def level_before_noise(level: torch.Tensor, next_level: torch.Tensor, eta: float) -> torch.Tensor:
+    """The level that a step with eta goes down to before it adds fresh noise up to the next level s', elementwise.
+
+    s'_down^2 = s'^2 (1 - eta^2 (1 - r^2)): s' at eta 0, s' r for an ancestral step (eta 1), which therefore pulls as far as
+    two steps of ratio r would; 0 where all noise is replaced (eta inf).
+    """
+    return next_level * (1.0 - eta**2 * (1.0 - step_ratio(level, next_level).square())).clamp(min=0.0).sqrt()
 
 
 def used_scale(
@@ -100,6 +109,8 @@ def saturation(
     1 - (1 - p)^n, which is right for euler. For n below 1 it is a little more than n p: many small steps see the gap shrink
     inside what was one training step. The second allows for solvers that call the model again within the step and so see
     the gap shrink themselves: told to take z, a second-order one leaves 1 - z + z^2/2, the least at z = 1.
+
+    k_own is that of the step down to where fresh noise is added (level_before_noise): an ancestral step pulls further.
 
     Without state: it holds for calls between scheduled steps, and for steps back.
     """

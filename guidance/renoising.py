@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Literal, get_args
 
@@ -17,6 +18,10 @@ CHOICES: tuple[Renoise, ...] = get_args(Renoise)
 # the scheduled number of calls on fewer and larger steps of third order, and needs the more careful rule.
 SEVERAL_CALLS = ("heun", "dpm_2", "dpm_adaptive", "dpmpp_2s", "dpmpp_sde", "seeds")
 
+# ComfyUI's solvers that step further down than to the next level and add fresh noise up to it, by a part of their names. Not
+# er_sde and sa_solver, which add little.
+ADD_NOISE = ("ancestral", "dpmpp_sde", "m_sde", "x0_sde", "seeds", "ddpm")
+
 # ComfyUI's samplers that are wrong on flow models under any guidance, and which to use instead: they add noise as for models
 # of the VE form, where the data in x has the factor 1.
 WRONG_ON_FLOW = {"ddpm": "euler_ancestral", "res_multistep_ancestral": "res_multistep"}
@@ -25,6 +30,15 @@ WRONG_ON_FLOW = {"ddpm": "euler_ancestral", "res_multistep_ancestral": "res_mult
 def calls_several_times(sampler) -> bool:
     """Whether the sampler calls the model several times per step. Unknown samplers count as calling it once."""
     return sampler_name(sampler).startswith(SEVERAL_CALLS)
+
+
+def fresh_noise(sampler) -> float:
+    """eta: 0 for a sampler that adds no noise, 1 for an ancestral one, inf for one that replaces all noise (lcm)."""
+    name = sampler_name(sampler)
+    if name == "lcm":
+        return math.inf
+    adds_noise = any(part in name for part in ADD_NOISE)
+    return float(getattr(sampler, "extra_options", {}).get("eta", 1.0)) if adds_noise else 0.0
 
 
 def unconditional_share(sampler) -> float:

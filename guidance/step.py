@@ -57,6 +57,7 @@ class GuidedRun:
         self.kind = units.prediction_kind(self.model_sampling)
         self.folded = renoising.is_folded(guidance.renoise, sampler)
         self.several_calls = renoising.calls_several_times(sampler)
+        self.fresh_noise = renoising.fresh_noise(sampler)
         self.multistep = Multistep(renoising.sampler_name(sampler))
         if advice := renoising.advice(self.folded, sampler, self.model_sampling):
             logger.warning("Annealing guidance: %s", advice)
@@ -102,26 +103,28 @@ class GuidedRun:
         with torch.no_grad():
             scale = self.guidance.scale_model(timestep, norm, self.guidance_lambda)
 
-        k_train = folding.folding_factor(self.kind, level, schedule.next_on_training_grid(level, info, self.kind))
-        k_own = self._own_factor(sigma, model_options, k_train)
+        next_in_training = schedule.next_on_training_grid(level, info, self.kind)
+        next_level = self._next_level(sigma, model_options, next_in_training)
+        k_train = folding.folding_factor(self.kind, level, next_in_training)
+        k_own = folding.folding_factor(self.kind, level, next_level)
         used = folding.used_scale(scale, k_own, k_train, self.folded, self.guidance.match_training_steps)
         if self.guidance.match_training_steps:
+            if self.folded and self.fresh_noise:
+                reached = folding.level_before_noise(level, next_level, self.fresh_noise)
+                k_own = folding.folding_factor(self.kind, level, reached)
             used = used * folding.saturation(self.kind, scale, level, k_own, k_train, self.several_calls)
             if self.folded:
-                ratio = folding.step_ratio(self.kind, level, k_own)
+                ratio = folding.step_ratio(level, next_level)
                 measure = partial(self.extent.gap_norm, self.model_sampling, sigma=sigma)
                 used = self.multistep.corrected(used, cond, uncond, level, ratio, measure)
         return GuidedCall(sigma.float(), timestep, norm, scale, used, torch.zeros_like(scale))
 
-    def _own_factor(self, sigma: torch.Tensor, model_options: dict, k_train: torch.Tensor) -> torch.Tensor:
-        """The folding factor of the run's own next step; that of the training grid where the run tells no schedule."""
+    def _next_level(self, sigma: torch.Tensor, model_options: dict, next_in_training: torch.Tensor) -> torch.Tensor:
+        """The noise level of the run's own next step; that of the training grid where the run tells no schedule."""
         sigmas = model_options.get("transformer_options", {}).get("sample_sigmas")
         if sigmas is None:
-            return k_train
-        next_sigma = folding.next_own_sigma(sigma, sigmas.to(sigma.device))
-        return folding.folding_factor(
-            self.kind, units.noise_level(self.model_sampling, sigma), units.noise_level(self.model_sampling, next_sigma)
-        )
+            return next_in_training
+        return units.noise_level(self.model_sampling, folding.next_own_sigma(sigma, sigmas.to(sigma.device)))
 
 
 def guided_step(

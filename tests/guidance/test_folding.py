@@ -1,16 +1,19 @@
 """The folded scale makes an ordinary first-order step the null-renoised one; own and training steps are told apart."""
 
+import math
+
 import pytest
 import torch
 from annealing_guidance_pack.guidance.folding import (
     LARGEST_PULL,
     folding_factor,
     gap_response,
+    level_before_noise,
     next_own_sigma,
     saturation,
-    step_ratio,
     used_scale,
 )
+from comfy.k_diffusion.sampling import get_ancestral_step
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -146,8 +149,12 @@ def test_one_large_step_leaves_what_the_training_steps_in_it_left():
     torch.testing.assert_close(left(2.0, several_calls=True), (1 - p) ** 2)
 
 
-@given(level=st.floats(0.05, 0.95), ratio=st.floats(0, 0.99))
-@kinds
-def test_the_ratio_of_a_step_is_found_from_its_folding_factor(kind, level, ratio):
-    factor = folding_factor(kind, one(level), one(level * ratio))
-    torch.testing.assert_close(step_ratio(kind, one(level), factor), one(ratio), atol=1e-9, rtol=0)
+@given(level=st.floats(0.01, 14), ratio=st.floats(0, 0.99), eta=st.floats(0, 1))
+def test_the_level_before_noise_is_comfyuis(level, ratio, eta):
+    down, up = get_ancestral_step(one(level), one(level * ratio), eta)
+    found = level_before_noise(one(level), one(level * ratio), eta)
+    torch.testing.assert_close(found, down, atol=1e-6, rtol=1e-6)
+
+
+def test_a_solver_that_replaces_all_noise_goes_down_to_none():
+    assert level_before_noise(one(2.0), one(1.0), math.inf) == 0

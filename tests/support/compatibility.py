@@ -168,7 +168,8 @@ def denoiser_of(sampler: str, kind: Kind) -> reference.GuidedDenoiser:
     folded = "cfg_pp" not in sampler and sampler not in OURS
     several = sampler not in OURS and renoising.calls_several_times(sampler_of(sampler))
     name = renoising.sampler_name(sampler_of(sampler))
-    return reference.GuidedDenoiser(kind, DATA, SensitiveScale(), LAMBDA, folded, several, name)
+    eta = renoising.fresh_noise(sampler_of(sampler))
+    return reference.GuidedDenoiser(kind, DATA, SensitiveScale(), LAMBDA, folded, several, name, eta)
 
 
 def answers(ran: Run, sampler: str, kind: Kind) -> list[tuple[Call, torch.Tensor]]:

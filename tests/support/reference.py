@@ -70,10 +70,19 @@ class GuidedDenoiser:
     """D_u + w (D_c - D_u) in float64, called as ComfyUI's samplers call their model."""
 
     def __init__(
-        self, kind: Kind, data: Data, scale_model, guidance_lambda: float, folded: bool, several_calls: bool, sampler: str
+        self,
+        kind: Kind,
+        data: Data,
+        scale_model,
+        guidance_lambda: float,
+        folded: bool,
+        several_calls: bool,
+        sampler: str,
+        eta=0.0,
     ):
         self.kind, self.data, self.scale_model, self.guidance_lambda = kind, data, scale_model, guidance_lambda
         self.folded, self.several_calls, self.multistep = folded, several_calls, Multistep(sampler)
+        self.eta = eta
         self.sigmas = torch.empty(0)  # the schedule of the run
         # where samplers look for the model's sampling
         patcher = model_of(kind)
@@ -100,10 +109,11 @@ class GuidedDenoiser:
         scale = self.scale_model(timestep(self.kind, sigma), norm, self.guidance_lambda)
         own = folding_factor(self.kind, level, self.next_level(sigma))
         train = folding_factor(self.kind, level, next_training_level(self.kind, sigma, info.training_grid))
-        used = scale * (train if self.folded else train / own) * self.saturation(scale, level, own, train)
         if not self.folded:
-            return used
+            return scale * train / own * self.saturation(scale, level, own, train)
         ratio = (self.next_level(sigma) / level).clamp(max=0.999)
+        down = level * ratio * (1 - self.eta**2 * (1 - ratio**2)).clamp(min=0).sqrt()  # before noise is added
+        used = scale * train * self.saturation(scale, level, folding_factor(self.kind, level, down), train)
         return self.multistep.corrected(used, cond, uncond, level, ratio, lambda a, b: (a - b).flatten(1).norm(dim=1))
 
     def saturation(self, scale, level, own, train):
