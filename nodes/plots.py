@@ -25,6 +25,8 @@ _NOT_SAMPLED = (
 )
 _ALIASES = ["annealing guidance", "guidance plot", "cfg plot", "cfg chart"]
 
+MOST_MAPS = 16
+
 
 class AnnealingScalePlot(io.ComfyNode):
     """Scale Plot."""
@@ -112,6 +114,10 @@ class AnnealingScaleMap(io.ComfyNode):
             raise AnnealingError(_NOT_SAMPLED.format(input="samples"))
         several = parse_lambdas(lambdas, "lambdas")
         shown = [guidance_lambda] if several is None else several.tolist()
+        if len(shown) > MOST_MAPS:  # a stranger's workflow must not keep the server drawing
+            raise AnnealingError(f"lambdas holds {len(shown)} numbers, and at most {MOST_MAPS} maps are drawn. Write fewer.")
+        if not all(0 <= value <= 1 for value in shown):
+            raise AnnealingError(f"guidance_lambda is {guidance_lambda}. Set it to a number from 0 to 1.")
         return io.NodeOutput(picture_of(lambda: map_figure(scale_model, shown, trace)))
 
 

@@ -137,6 +137,43 @@ def test_a_connection_that_is_cut(site, entry, tmp_path):
     refused(entry, tmp_path)
 
 
+@pytest.mark.parametrize("status", [403, 429, 500, 503])
+def test_a_server_in_trouble(site, entry, tmp_path, status):
+    site.answers["/deep/original.pt"] = lambda request: request.send_error(status)
+    refused(entry, tmp_path)
+
+
+def drop_the_line(request):
+    """In the middle of the encrypted stream, without the farewell that TLS has."""
+    request.send_response(200)
+    request.send_header("Content-Length", str(len(CONTENT)))
+    request.end_headers()
+    request.wfile.write(CONTENT[:100_000])
+    os.close(request.connection.detach())
+
+
+def test_a_line_that_is_dropped(site, entry, tmp_path):
+    site.answers["/deep/original.pt"] = drop_the_line
+    refused(entry, tmp_path)
+
+
+def test_a_server_that_hangs_up_before_tls_is_spoken(entry, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=lambda: listening.accept()[0].close(), daemon=True).start()
+        address = f"https://127.0.0.1:{listening.getsockname()[1]}/a.pt"
+        refused(CatalogueEntry(entry.name, entry.file_name, address, 1, entry.sha256), tmp_path)
+
+
+@pytest.mark.parametrize("trouble", [drop_the_line, lambda request: request.send_error(500), body(b"other")])
+def test_a_second_try_works(site, entry, tmp_path, trouble):
+    good = site.answers["/deep/original.pt"]
+    site.answers["/deep/original.pt"] = trouble
+    refused(entry, tmp_path)
+    site.answers["/deep/original.pt"] = good
+    assert fetch(entry, tmp_path).read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["kept_as.pt"]
+
+
 def test_no_network(entry, tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
