@@ -47,6 +47,7 @@ class AnnealingGuider(io.ComfyNode):
                 _trace_output(),
             ],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # else one with the same inputs gives its guider, and with it its chart and trace, to another
             **where_known(io.Schema, search_aliases=_ALIASES),
         )
 
@@ -84,6 +85,7 @@ class AnnealingModelPatch(io.ComfyNode):
                 _trace_output(),
             ],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # as the guider
             **where_known(io.Schema, search_aliases=_ALIASES),
         )
 
