@@ -8,6 +8,7 @@
     python tools/dev.py scale    fits the demo's bundled scales again: scale epsilon flow
     python tools/dev.py locales  writes the English texts of the nodes again, for the translators
     python tools/dev.py pictures draws the pictures of the help pages again
+    python tools/dev.py workflows    saves the templates in workflows/ again, from ComfyUI's own interface
     python tools/dev.py compatibility   runs the compatibility tests and writes docs/COMPATIBILITY.md from them
     python tools/dev.py pack     the archive for ComfyUI's registry, validated, with its bill of materials; --release to publish
     python tools/dev.py check    style, types (mypy), workflow files (actionlint)
@@ -164,6 +165,15 @@ def comfyui(options: argparse.Namespace) -> int:
     return 0
 
 
+def workflows(options: argparse.Namespace) -> int:
+    """Build the templates in the interface of a server started for it, in a headless browser."""
+    host = prepare_host(packages=("playwright", "pillow", "matplotlib"))
+    use_one_thread()
+    script = ROOT / "tools" / "workflows" / "save.py"
+    with Server(host, base_folder(cache_folder(), ROOT), ROOT, cpu=True) as server:
+        return run_attached([str(host.python), str(script), server.address, *options.rest], host.environment(), folder=ROOT)
+
+
 def run_in_host(*arguments: str, path: str = "") -> int:
     """Run ComfyUI's own Python in the repository's folder, with COMFYUI_PATH set. path: a folder to import from besides."""
     host = prepare_host()
@@ -191,6 +201,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         ("pictures", pictures, "draw the pictures of the help pages again"),
         ("fuzz", fuzz, "give the readers of scales and profiles hostile files"),
         ("artwork", artwork, "draw the registry's icon and banner again"),
+        ("workflows", workflows, "save the templates in workflows/ again (needs Chromium or Chrome)"),
         ("compatibility", compatibility, "run the compatibility tests and write docs/COMPATIBILITY.md from them"),
     ):
         commands.add_parser(command, help=text, add_help=False).set_defaults(run=run)

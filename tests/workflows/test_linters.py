@@ -1,0 +1,100 @@
+"""The templates under the field's own linters, which are installed into an environment of their own."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from devkit.cache import cache_folder
+from templates import NAMES, api_format, template
+
+LINTERS = ("comfy-cli==1.23.0", "comfy-lint==0.1.0")
+# What the user has: lists whose items lie on his disk.
+USERS_FILES = {
+    ("CheckpointLoaderSimple", "ckpt_name"): ["sd_xl_base_1.0.safetensors", "your_model.safetensors"],
+    ("LoadImageTextDataSetFromFolder", "folder"): ["training_pictures"],
+}
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+each_template = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture(scope="module")
+def linters() -> Path:
+    """The folder of their programs."""
+    place = cache_folder() / f"linters-{'-'.join(LINTERS)}-{sys.version_info[0]}.{sys.version_info[1]}"
+    programs = place / ("Scripts" if sys.platform == "win32" else "bin")
+    complete = place / "complete"
+    if not complete.is_file():
+        try:
+            venv.create(place, with_pip=True, clear=True)
+            command = [str(programs / "python"), "-m", "pip", "install", "-q", "--retries", "1", *LINTERS]
+            subprocess.run(command, check=True, capture_output=True, timeout=300)
+        except (OSError, subprocess.SubprocessError) as error:
+            pytest.skip(f"{' and '.join(LINTERS)} cannot be installed here: {error}")
+        complete.touch()
+    return programs
+
+
+@pytest.fixture(scope="module")
+def schema(object_info, tmp_path_factory) -> Path:
+    """What the running ComfyUI offers, with the user's files in its lists."""
+    offered = copy.deepcopy(object_info)
+    for (node, name), files in USERS_FILES.items():
+        kind = offered[node]["input"]["required"][name]
+        if isinstance(kind[0], list):
+            kind[0] = files
+        else:
+            kind[1]["options"] = files
+    path = tmp_path_factory.mktemp("schema") / "object_info.json"
+    path.write_text(json.dumps(offered), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """Environment variables under which they leave their settings in a folder that goes."""
+    folder = str(tmp_path_factory.mktemp("home"))
+    yield {**os.environ, "HOME": folder, "USERPROFILE": folder, "XDG_CONFIG_HOME": folder}
+
+
+def lint_saved(linters: Path, schema: Path, home: dict[str, str], workflow: Path) -> dict:
+    """What comfy-cli finds in a workflow as the interface saves it."""
+    command = [linters / "comfy", "--skip-prompt", "--no-enable-telemetry", "--json", "workflow", "validate"]
+    command += ["--workflow", workflow, "--input", schema]
+    done = subprocess.run(command, capture_output=True, text=True, env=home, timeout=120)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@each_template
+def test_comfy_cli_finds_no_fault(name, linters, schema, home, tmp_path):
+    path = tmp_path / "workflow.json"
+    path.write_text(json.dumps(template(name)), encoding="utf-8")
+    found = lint_saved(linters, schema, home, path)
+    assert found["ok"], found["error"]
+    assert found["data"]["warnings"] == []
+    assert found["data"]["converted_node_count"] == len(api_format(template(name)))
+
+
+@each_template
+def test_comfy_lint_finds_no_fault(name, linters, schema, home, tmp_path):
+    path = tmp_path / "workflow.json"
+    path.write_text(json.dumps(api_format(template(name))), encoding="utf-8")
+    command = [linters / "comfy-lint", "--strict", "--schema-cache", schema, path]
+    done = subprocess.run(command, capture_output=True, text=True, env=home, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_comfy_cli_would_find_one(linters, schema, home, tmp_path):
+    broken = template("01_shapes_hello")
+    next(node for node in broken["nodes"] if node["type"] == "ShapesLoader")["widgets_values"] = ["no such variant"]
+    path = tmp_path / "workflow.json"
+    path.write_text(json.dumps(broken), encoding="utf-8")
+    assert not lint_saved(linters, schema, home, path)["ok"]

@@ -1,0 +1,55 @@
+"""The words in which graphs.py describes a workflow: what is in it and in which order, not where each thing goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+NOTES = Path(__file__).with_name("notes")
+# Their seed would be drawn anew by the interface after every run.
+SEEDED = {"RandomNoise", "KSampler"}
+
+Link = tuple[str, str]  # a node's key and the name of its output
+
+
+@dataclass
+class Node:
+    """A node of the interface. settings: the values of its widgets and, as Links, what its inputs are connected to."""
+
+    key: str
+    type: str
+    title: str | None
+    tall: int  # at least, in the interface's pixels
+    models: list[dict[str, str]]  # where the interface can download what the node loads
+    settings: dict[str, Any]
+
+
+@dataclass
+class Group:
+    """A titled frame around columns of nodes, side by side; each column's nodes lie under each other, `width` wide."""
+
+    title: str
+    columns: list[list[Node]]
+    width: int = 320
+    colour: str = "#3f789e"
+
+
+@dataclass
+class Workflow:
+    """Rows of groups, under each other. thumbnail: keys of the nodes whose pictures it is made of; none: a view of the graph."""
+
+    name: str
+    rows: list[list[Group]]
+    thumbnail: list[str] = field(default_factory=list)
+
+
+def node(key: str, type: str, title: str | None = None, *, tall: int = 0, models=(), **settings: Any) -> Node:
+    if type in SEEDED:
+        settings["control_after_generate"] = "fixed"
+    return Node(key, type, title, tall, list(models), settings)
+
+
+def note(key: str, title: str, file: str, tall: int) -> Node:
+    """A note in the graph, with the text of notes/<file>.md."""
+    return Node(key, "MarkdownNote", title, tall, [], {"": (NOTES / f"{file}.md").read_text(encoding="utf-8")})
