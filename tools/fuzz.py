@@ -62,7 +62,8 @@ class Judge:
             return
         if event == "open" and isinstance(arguments[0], (str, bytes)):
             path = Path(os.fsdecode(arguments[0]))
-            if not path.is_relative_to(self.folder) and path.suffix not in (".py", ".pyc"):  # sources, and what torch imports of itself
+            # Sources are opened for tracebacks, and where torch imports a part of itself.
+            if not path.is_relative_to(self.folder) and path.suffix not in (".py", ".pyc"):
                 self.complain(f"{path} was opened")
         elif event.startswith(FORBIDDEN) or event == "import" and arguments[0].partition(".")[0] not in sys.modules:
             self.complain(f"{event} {str(arguments)[:200]}")
