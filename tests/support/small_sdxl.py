@@ -38,6 +38,3 @@ class SmallSDXLLoader:
 
     def load(self):
         return small_model("SDXL"), SmallClip(), SmallVAE()
-
-
-NODE_CLASS_MAPPINGS = {"SmallSDXLLoader": SmallSDXLLoader}

@@ -1,4 +1,4 @@
-"""The templates under the field's own linters, which are installed into an environment of their own."""
+"""The templates under the field's own linters, each in an environment of its own."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import copy
 import json
 import os
 import subprocess
-import sys
-import venv
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from devkit.cache import cache_folder
+from devkit import SetupError
+from devkit.tools import tool_python
 from templates import NAMES, api_format, template
 
-LINTERS = ("comfy-cli==1.23.0", "comfy-lint==0.1.0")
 # What the user has: lists whose items lie on his disk.
 USERS_FILES = {
     ("CheckpointLoaderSimple", "ckpt_name"): ["sd_xl_base_1.0.safetensors", "your_model.safetensors"],
@@ -27,20 +25,20 @@ each_template = pytest.mark.parametrize("name", NAMES)
 
 
 @pytest.fixture(scope="module")
-def linters() -> Path:
-    """The folder of their programs."""
-    place = cache_folder() / f"linters-{'-'.join(LINTERS)}-{sys.version_info[0]}.{sys.version_info[1]}"
-    programs = place / ("Scripts" if sys.platform == "win32" else "bin")
-    complete = place / "complete"
-    if not complete.is_file():
-        try:
-            venv.create(place, with_pip=True, clear=True)
-            command = [str(programs / "python"), "-m", "pip", "install", "-q", "--retries", "1", *LINTERS]
-            subprocess.run(command, check=True, capture_output=True, timeout=300)
-        except (OSError, subprocess.SubprocessError) as error:
-            pytest.skip(f"{' and '.join(LINTERS)} cannot be installed here: {error}")
-        complete.touch()
-    return programs
+def comfy_cli() -> list[str]:
+    return [_python("comfy-cli"), "-m", "comfy_cli", "--skip-prompt", "--no-enable-telemetry", "--json", "workflow", "validate"]
+
+
+@pytest.fixture(scope="module")
+def comfy_lint() -> list[str]:
+    return [_python("comfy-lint"), "-m", "comfy_lint.cli", "--strict"]
+
+
+def _python(name: str) -> str:
+    try:
+        return str(tool_python(name))
+    except SetupError as error:
+        pytest.skip(f"{name} cannot be installed here: {error}")
 
 
 @pytest.fixture(scope="module")
@@ -65,36 +63,35 @@ def home(tmp_path_factory) -> Iterator[dict[str, str]]:
     yield {**os.environ, "HOME": folder, "USERPROFILE": folder, "XDG_CONFIG_HOME": folder}
 
 
-def lint_saved(linters: Path, schema: Path, home: dict[str, str], workflow: Path) -> dict:
+def lint_saved(comfy_cli: list[str], schema: Path, home: dict[str, str], workflow: Path) -> dict:
     """What comfy-cli finds in a workflow as the interface saves it."""
-    command = [linters / "comfy", "--skip-prompt", "--no-enable-telemetry", "--json", "workflow", "validate"]
-    command += ["--workflow", workflow, "--input", schema]
+    command = [*comfy_cli, "--workflow", str(workflow), "--input", str(schema)]
     done = subprocess.run(command, capture_output=True, text=True, env=home, timeout=120)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 @each_template
-def test_comfy_cli_finds_no_fault(name, linters, schema, home, tmp_path):
+def test_comfy_cli_finds_no_fault(name, comfy_cli, schema, home, tmp_path):
     path = tmp_path / "workflow.json"
     path.write_text(json.dumps(template(name)), encoding="utf-8")
-    found = lint_saved(linters, schema, home, path)
+    found = lint_saved(comfy_cli, schema, home, path)
     assert found["ok"], found["error"]
     assert found["data"]["warnings"] == []
     assert found["data"]["converted_node_count"] == len(api_format(template(name)))
 
 
 @each_template
-def test_comfy_lint_finds_no_fault(name, linters, schema, home, tmp_path):
+def test_comfy_lint_finds_no_fault(name, comfy_lint, schema, home, tmp_path):
     path = tmp_path / "workflow.json"
     path.write_text(json.dumps(api_format(template(name))), encoding="utf-8")
-    command = [linters / "comfy-lint", "--strict", "--schema-cache", schema, path]
+    command = [*comfy_lint, "--schema-cache", str(schema), str(path)]
     done = subprocess.run(command, capture_output=True, text=True, env=home, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_comfy_cli_would_find_one(linters, schema, home, tmp_path):
+def test_comfy_cli_would_find_one(comfy_cli, schema, home, tmp_path):
     broken = template("01_shapes_hello")
     next(node for node in broken["nodes"] if node["type"] == "ShapesLoader")["widgets_values"] = ["no such variant"]
     path = tmp_path / "workflow.json"
     path.write_text(json.dumps(broken), encoding="utf-8")
-    assert not lint_saved(linters, schema, home, path)["ok"]
+    assert not lint_saved(comfy_cli, schema, home, path)["ok"]

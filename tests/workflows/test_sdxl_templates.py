@@ -18,6 +18,13 @@ from PIL import Image
 from templates import api_format, template
 
 ROOT = Path(__file__).resolve().parents[2]
+# A node pack of one file.
+LOADER_PACK = f"""
+import sys
+sys.path.append({str(ROOT / "tests" / "support")!r})
+from small_sdxl import SmallSDXLLoader
+NODE_CLASS_MAPPINGS = {{"SmallSDXLLoader": SmallSDXLLoader}}
+"""
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -30,8 +37,7 @@ def server_with_small_sdxl(comfyui, official_checkpoint, tmp_path_factory) -> It
     scales.mkdir(parents=True)
     shutil.copy(official_checkpoint, scales / catalogue.OFFICIAL_SDXL.file_name)
     (base / "custom_nodes").mkdir()
-    lines = ["import sys", f"sys.path.append({str(ROOT / 'tests' / 'support')!r})", "from small_sdxl import NODE_CLASS_MAPPINGS"]
-    (base / "custom_nodes" / "small_sdxl_loader.py").write_text("\n".join(lines), encoding="utf-8")
+    (base / "custom_nodes" / "small_sdxl_loader.py").write_text(LOADER_PACK, encoding="utf-8")
     with Server(Host(comfyui=comfyui, python=Path(sys.executable), ours=False), base, ROOT, cpu=True) as running:
         yield running
 

@@ -16,6 +16,7 @@ from .pip import run_pip
 # By command; what is pinned gives the same findings tomorrow.
 PACKAGES = {
     "comfy-cli": ["comfy-cli==1.23.0"],
+    "comfy-lint": ["comfy-lint==0.1.0"],
     "mypy": ["mypy==2.4.1"],
     "pip-audit": ["pip-audit"],
     "fuzz": ["atheris==3.0.0"],
