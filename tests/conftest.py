@@ -17,8 +17,10 @@ from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# A deadline per example would fail at random on a machine that is busy with something else.
-settings.register_profile("pack", deadline=None)
+# A deadline per example would fail at random on a machine that is busy with something else. The same examples in each run, so
+# that a failure is the change's own; `--hypothesis-profile explore` draws new ones, and more.
+settings.register_profile("pack", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None, derandomize=False, max_examples=1000)
 settings.load_profile("pack")
 
 COMFYUI = Path(os.environ["COMFYUI_PATH"]).resolve() if os.environ.get("COMFYUI_PATH") else None
