@@ -24,11 +24,10 @@ less than CFG 5 does (within the error of so few prompts) and draws more cleanly
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-import prompt_following
-from prompt_following import ROOT, confidence, load_hosts, pack_module
+from common import RESULTS, confidence, load_hosts, pack_module, write_results
+from common.demo import Demo
 
 STEPS = (8, 12, 20, 50)
 CFG, LAMBDA = 5.0, 0.4
@@ -37,18 +36,13 @@ KARRAS = ("dpmpp_2m", "heun")
 SHEET = 8  # pictures per row of the sheet
 
 
-class Benchmark(prompt_following.Benchmark):
+class Benchmark(Demo):
     """One variant of the demo at few steps."""
 
     def sigmas(self, sampler: str, steps: int):
-        import comfy.samplers
-
-        sampling = self.model.get_model_object("model_sampling")
         if self.scale.info.prediction == "velocity":
-            return comfy.samplers.calculate_sigmas(sampling, "simple", steps)
-        if sampler in KARRAS:
-            return comfy.samplers.calculate_sigmas(sampling, "karras", steps)
-        return self.paper_sigmas(steps)
+            return self.schedule("simple", steps)
+        return self.schedule("karras" if sampler in KARRAS else "paper", steps)
 
     def point(self, method: str, sampler: str, steps: int):
         """The figures of one method, sampler and step count, and its first pictures [SHEET, 3, 32, 32]."""
@@ -96,7 +90,7 @@ def main() -> None:
     parser.add_argument("--samplers", nargs="+", default=SAMPLERS, choices=SAMPLERS)
     parser.add_argument("--prompts", type=int, default=128, help="how many of the 512 held-out prompts")
     parser.add_argument("--sheet", type=Path, help="folder for the sheets of pictures")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "few_steps.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "few_steps.json")
     options = parser.parse_args()
     results: dict[str, dict] = {}
     for variant in options.variants:
@@ -114,11 +108,7 @@ def main() -> None:
                 print(flush=True)
         if options.sheet:
             save_sheet(sheet, options.sheet / f"few_steps_{variant}.png")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(
-        json.dumps({"prompts": options.prompts, "cfg": CFG, "lambda": LAMBDA, "variants": results}, indent=1) + "\n"
-    )
-    print(f"\n{options.output}")
+    write_results({"prompts": options.prompts, "cfg": CFG, "lambda": LAMBDA, "variants": results}, options.output)
 
 
 if __name__ == "__main__":

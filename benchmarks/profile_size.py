@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 
-from prompt_following import ROOT, load_hosts, pack_module
+from common import RESULTS, load_hosts, pack_module, write_results
 
 SIZES = (16, 32, 64, 128, 256, 512)
 JUDGED = 256
@@ -45,7 +44,7 @@ def fitted_and_judged(profile, judged, settings) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", default=["epsilon", "flow"])
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "profile_size.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "profile_size.json")
     options = parser.parse_args()
     shapes, fit = pack_module("training.shapes"), pack_module("training.fit")
     results: dict[str, dict] = {}
@@ -57,9 +56,7 @@ def main() -> None:
             results.setdefault(variant, {})[str(count)] = row
             scales = "  ".join(f"{scale:17.2f}" for scale in row["scale"].values())
             print(f"{count:8d}  {row['above_best_constant_percent']:+5.2f}% {scales}", flush=True)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps({"judged_on": JUDGED, "results": results}, indent=1) + "\n")
-    print(f"\n{options.output}")
+    write_results({"judged_on": JUDGED, "results": results}, options.output)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prompt_following import load_hosts
+from common import load_hosts
 
 if __name__ == "__main__":
     load_hosts()

@@ -61,14 +61,13 @@ import dataclasses
 import json
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
-from prompt_following import ROOT, load_hosts, pack_module  # puts tools/ on the path
+from common import RESULTS, ROOT, load_hosts, pack_module, write_results
 
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
@@ -360,7 +359,7 @@ def main() -> None:
     parser.add_argument("--samplers", nargs="+", default=SAMPLERS)
     parser.add_argument("--stochastic", nargs="*", default=STOCHASTIC, help="samplers of the table over seeds")
     parser.add_argument("--parts", nargs="+", default=["authors", "others", "seeds"], choices=["authors", "others", "seeds"])
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "strength.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "strength.json")
     options = parser.parse_args()
     import comfy.samplers
     import torch
@@ -382,16 +381,13 @@ def main() -> None:
         if "seeds" in options.parts:
             table = stochastic_table(kind, stochastic, [n for n in options.steps if n <= 50])
             save(options.output, kind, "seeds", table)
-    print(f"\n{options.output}")
 
 
 def save(path: Path, kind: str, part: str, table: dict) -> None:
-    """Into the file of results, whose other parts stay; one row a line."""
+    """Into the file of results, whose other parts stay."""
     results = json.loads(path.read_text()) if path.exists() else {}
     results.setdefault(kind, {})[part] = table
-    text = re.sub(r"\s+(?=[^{}]*\})", " ", json.dumps(results, indent=1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n")
+    write_results(results, path)
 
 
 if __name__ == "__main__":

@@ -22,15 +22,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-from devkit.in_process import import_comfyui, import_pack  # noqa: E402
+from common import RESULTS, load_hosts, write_results
 
 CONTEXT, POOLED, EMBEDDED_SIZES = 2048, 1280, 6 * 256
 UNET = {
@@ -179,11 +176,10 @@ def main() -> None:
     parser.add_argument(
         "--job", choices=["sampling", "profile", "reference"], help="only this one, here, for the first batch size"
     )
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "training_cost.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "training_cost.json")
     options = parser.parse_args()
+    load_hosts(cpu=options.device == "cpu")
     if options.job:
-        import_comfyui(Path(os.environ["COMFYUI_PATH"]), cpu=options.device == "cpu")
-        import_pack(ROOT)
         print(json.dumps(Job(options.device, options.batches[0]).run(options.job, options.repeats)))
         return
     results: dict[str, dict] = {}
@@ -199,9 +195,7 @@ def main() -> None:
             pace = row["rows"] / row["seconds"]
             cells = f"{row['peak_bytes'] / 2**20:11.0f} {ratio:13.2f} {total / 2**20:14.0f} {total_ratio:13.2f} {pace:8.2f}"
             print(f"{job:12} {batch:5} {cells}", flush=True)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps({"device": options.device, "jobs": results}, indent=1) + "\n")
-    print(f"\n{options.output}")
+    write_results({"jobs": results}, options.output, options.device)
 
 
 if __name__ == "__main__":

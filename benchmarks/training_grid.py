@@ -8,11 +8,11 @@ The learned scale is near 1 on any grid; the fewer steps the grid has, the weake
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
-from prompt_following import HEADER, ROOT, Benchmark, load_hosts, pack_module, table_row
+from common import RESULTS, load_hosts, pack_module, write_results
+from prompt_following import HEADER, STEPS, Benchmark, table_row
 
 GRIDS = (20, 50, 100)  # timesteps per step of the epsilon variant: 50, 20, 10 steps
 LAMBDAS = (0.0, 0.4, 0.8)
@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=128, help="how many of the 512 held-out prompts")
     parser.add_argument("--pictures", type=int, default=192, help="training pictures")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "training_grid.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "training_grid.json")
     options = parser.parse_args()
     shapes, fit, files = pack_module("training.shapes"), pack_module("training.fit"), pack_module("models.scale_file")
     null = pack_module("guidance.sampler").null_renoising_sampler()
@@ -36,11 +36,9 @@ def main() -> None:
         print(HEADER, flush=True)
         for value in LAMBDAS:
             name = f"{grid} timesteps a step, lambda {value:g}"
-            results[name] = benchmark.measure(benchmark.annealing(scale, value), null, benchmark.paper_sigmas())
+            results[name] = benchmark.measure(benchmark.annealing(scale, value), null, benchmark.schedule("paper", STEPS))
             print(table_row(name, results[name]), flush=True)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps({"prompts": options.prompts, "results": results}, indent=1) + "\n")
-    print(f"\n{options.output}")
+    write_results({"prompts": options.prompts, "results": results}, options.output)
 
 
 if __name__ == "__main__":

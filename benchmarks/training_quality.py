@@ -29,11 +29,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import time
 from pathlib import Path
 
-from prompt_following import ROOT, load_hosts, pack_module
+from common import RESULTS, load_hosts, pack_module, write_results
 
 LAMBDAS = (0.0, 0.2, 0.4, 0.6, 0.8)
 PROFILED = 64  # pictures; the smaller sizes are the first of them
@@ -171,13 +170,11 @@ def main() -> None:
     parser.add_argument("variants", nargs="*", default=["epsilon", "flow"], help="epsilon, flow")
     parser.add_argument("--steps", type=int, default=800, help="of the reference (800: ten times a profile of 64 pictures)")
     parser.add_argument("--folder", type=Path, required=True, help="where profiles and the reference run are kept, and go on")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "training_quality.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "training_quality.json")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     results = {variant: Quality(variant, options.folder).compare(options.steps) for variant in options.variants}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps({"lambdas": LAMBDAS, "variants": results}, indent=1) + "\n")
-    print(f"\n{options.output}")
+    write_results({"lambdas": LAMBDAS, "variants": results}, options.output)
 
 
 if __name__ == "__main__":

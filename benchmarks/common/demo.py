@@ -1,0 +1,64 @@
+"""The Shapes demo as a subject of benchmarks: its models, its held-out prompts, and the noise that all methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from . import pack_module
+
+BATCH = 64
+
+
+class Demo:
+    """One variant of the demo and n of its 512 held-out prompts; beyond 512 each prompt comes again, with other noise."""
+
+    def __init__(self, variant: str, n: int) -> None:
+        import torch
+
+        scenes, files = pack_module("shapes.scenes"), pack_module("shapes.files")
+        self.variant = variant
+        self.model, self.clip, self.vae = pack_module("shapes.loader").load_shapes(variant)
+        self.device = self.model.load_device
+        prompts, numbers = scenes.held_out_prompts()
+        every = max(len(prompts) // n, 1)
+        chosen = (torch.arange(n) * every) % len(prompts)
+        self.prompts, self.numbers = [prompts[i] for i in chosen], numbers[chosen]
+        self.positive = torch.cat([self.clip.encode(prompt) for prompt in self.prompts])
+        self.negative = [[self.clip.encode(""), {}]]
+        self.noise = torch.stack([torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(n)])
+        self.judge = files.load_part("judge", pack_module("shapes.judge").Judge())
+        self.scale = pack_module("nodes.scale").load_scale_by_name(f"shapes_{variant}.safetensors")
+
+    @property
+    def model_sampling(self):
+        return self.model.get_model_object("model_sampling")
+
+    def schedule(self, scheduler: str, steps: int):
+        """The sigmas of one of ComfyUI's schedulers, or of "paper", the Paper Schedule: [steps + 1]."""
+        import comfy.samplers
+
+        if scheduler == "paper":
+            return pack_module("guidance.paper_schedule").sigmas(self.model_sampling, steps)
+        return comfy.samplers.calculate_sigmas(self.model_sampling, scheduler, steps)
+
+    def cfg(self, scale: float, model=None):
+        """ComfyUI's CFGGuider; model: the demo's, patched by another node, or as it is."""
+        import comfy.samplers
+
+        guider = comfy.samplers.CFGGuider(model or self.model)
+        guider.set_cfg(scale)
+        return guider
+
+    def annealing(self, scale_model, guidance_lambda: float, model=None, **settings):
+        guidance = pack_module("guidance.step").Guidance(scale_model, guidance_lambda, **settings)
+        return pack_module("guidance.guider").AnnealingCFGGuider(model or self.model, guidance)
+
+    def pictures(self, guider, sampler, sigmas) -> Iterator[tuple]:
+        """Batches of drawn pictures [b, 3, 32, 32], on the CPU, and the rows [b] of the prompts they belong to."""
+        import torch
+
+        for rows in torch.arange(len(self.prompts)).split(BATCH):
+            guider.set_conds([[self.positive[rows], {}]], self.negative)
+            empty = torch.zeros(len(rows), 4, 16, 16)
+            latents = guider.sample(self.noise[rows], empty, sampler, sigmas, disable_pbar=True, seed=0)
+            yield self.vae.decode(latents).cpu().movedim(-1, 1)[:, :, ::4, ::4], rows
