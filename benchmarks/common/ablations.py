@@ -1,0 +1,100 @@
+"""Annealing guidance with a part taken out or put in another's place: what does each of them do?"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from . import pack_module
+from .methods import LAMBDAS, Methods, Run
+
+CALIBRATION_SEED = 7
+CALIBRATION_PICTURES = 64
+
+ScaleModel = pack_module("models.scale_model").ScaleModel
+
+
+def ablations(methods: Methods) -> dict[str, dict[str, Run]]:
+    """method -> setting -> run, with null renoising as `annealing` has it."""
+    return {
+        "annealing, matching off": methods.annealing(methods.demo.scale, match_training_steps=False),
+        "annealing, gap frozen": _frozen(methods, gap=True),
+        "annealing, timestep frozen": _frozen(methods, timestep=True),
+        "annealing, both frozen": _frozen(methods, gap=True, timestep=True),
+        "annealing, lambda by angle": {"": lambda: _by_angle(methods)},
+    }
+
+
+class Frozen(ScaleModel):
+    """A scale model that is told the mean in the place of an input: of the gap norm at each timestep, or of the timestep.
+
+    With the gap norm frozen what is left is a schedule, the same for every picture; with both, a constant.
+    means: (timesteps [steps], mean gap norms [steps]) of a run with the model as it is.
+    """
+
+    def __init__(self, scale_model, means: tuple[torch.Tensor, torch.Tensor], gap: bool, timestep: bool) -> None:
+        super().__init__(scale_model.info)
+        self.scale_model, self.gap, self.timestep = scale_model, gap, timestep
+        self.timesteps, self.norms = means
+
+    def forward(self, timestep: torch.Tensor, gap_norm: torch.Tensor, guidance_lambda: float) -> torch.Tensor:
+        if self.gap:
+            nearest = (self.timesteps[:, None] - timestep.cpu()[None]).abs().argmin(0)
+            gap_norm = (self.norms.mean().expand(len(nearest)) if self.timestep else self.norms[nearest]).to(gap_norm)
+        if self.timestep:
+            timestep = self.timesteps.mean().to(timestep).expand_as(timestep)
+        return self.scale_model(timestep, gap_norm, guidance_lambda)
+
+
+def _frozen(methods: Methods, gap: bool = False, timestep: bool = False) -> dict[str, Run]:
+    def run(value: float) -> Run:
+        def build() -> tuple:
+            model = Frozen(methods.demo.scale, calibration(methods, value), gap, timestep)
+            return methods.demo.annealing(model, value), methods.null, methods.sigmas
+
+        return build
+
+    return {f"{value:g}": run(value) for value in LAMBDAS}
+
+
+@cache
+def calibration(methods: Methods, guidance_lambda: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(timesteps [steps], mean gap norms [steps]) of a run on captions of the training scenes."""
+    demo = methods.demo
+    _, captions = pack_module("shapes.loader").captioned_pictures(CALIBRATION_PICTURES, CALIBRATION_SEED)
+    guider = demo.annealing(demo.scale, guidance_lambda)
+    guider.set_conds([[torch.cat([demo.clip.encode(caption) for caption in captions]), {}]], demo.negative)
+    noise = torch.randn(len(captions), 4, 16, 16, generator=torch.Generator().manual_seed(CALIBRATION_SEED))
+    guider.sample(noise, torch.zeros_like(noise), methods.null, methods.sigmas, disable_pbar=True, seed=0)
+    calls = guider.trace.calls
+    return torch.stack([call.timestep[0] for call in calls]).cpu(), torch.stack([call.gap_norm.mean() for call in calls]).cpu()
+
+
+class ByAngle(ScaleModel):
+    """lambda from the angle between the unconditional velocity and the gap, per sample and step: the follow-up's rule."""
+
+    def __init__(self, scale_model) -> None:
+        super().__init__(scale_model.info)
+        self.scale_model, self.cosine = scale_model, None
+
+    def look(self, args: dict):
+        """A pre-CFG hook: sees the predictions that the scale is then asked for, and changes nothing."""
+        cond, uncond = args["conds_out"][:2]
+        velocity = (args["input"] - uncond).flatten(1)  # times sigma, as the gap: the angle is the same
+        self.cosine = torch.nn.functional.cosine_similarity(velocity, (uncond - cond).flatten(1))
+        return args["conds_out"]
+
+    def forward(self, timestep: torch.Tensor, gap_norm: torch.Tensor, _lambda: float) -> torch.Tensor:
+        if self.cosine is None:  # the guider asks once before the first hook
+            return torch.ones_like(gap_norm)
+        x = ((1 + self.cosine) / 2).clip(0, 1)
+        guidance_lambda = 0.5 + torch.sign(x - 0.5) * (2 * x - 1).abs().sqrt() / 2
+        return self.scale_model(timestep, gap_norm, guidance_lambda)
+
+
+def _by_angle(methods: Methods) -> tuple:
+    rule = ByAngle(methods.demo.scale)
+    patched = methods.demo.model.clone()
+    patched.set_model_sampler_pre_cfg_function(rule.look)
+    return methods.demo.annealing(rule, 0.5, model=patched), methods.null, methods.sigmas

@@ -1,0 +1,254 @@
+"""Prompt following against picture quality: annealing guidance, what people use instead, and annealing with a part taken out.
+
+    python tools/dev.py bench quality [--variants epsilon flow] [--steps 10 20 50] [--methods CFG annealing ...] [--pictures 512]
+
+On the Shapes demo, where both can be measured exactly: held-out prompts, the same noise for every method, the same number of
+steps and of model evaluations, several strengths of each method. Every point drawn is kept in the cache folder, so a run can
+be stopped and continued, and drawn by several processes (one for each variant, say). The figures are then made from all points
+that are there and written to `benchmarks/results/quality.json`; docs/BENCHMARKS.md shows them.
+
+Of a point: the share of prompts drawn right (all; colours, shapes, relation alone), the Frechet distance (FD), density,
+coverage, precision and recall in the judge's features against 16 renderings of each prompt, the drawing error, the error of
+the shapes' colours and the saturation. Of a method: the share of the rectangle between (no guidance's share right, CFG's largest
+FD) and (all right, FD 0) that its points dominate. Intervals: 95%, bootstrap over scenes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import time
+from pathlib import Path
+
+from common import RESULTS, load_hosts, pack_module, write_results
+from common.demo import Demo
+
+STEPS = (20, 10, 50)
+VARIANTS = ("epsilon", "flow")
+REFERENCES = 16  # renderings of each prompt
+RESAMPLES = 200
+SEED = 2026
+
+
+def spread(pictures):
+    """Mean difference of the largest and the smallest channel of a pixel: [B]."""
+    return (pictures.amax(1) - pictures.amin(1)).mean((1, 2))
+
+
+class Gallery:
+    """The points drawn so far, as files of what is measured picture by picture."""
+
+    def __init__(self, folder: Path, demo: Demo) -> None:
+        weights, shapes = pack_module("training.shapes").WEIGHTS, Path(pack_module("shapes.files").__file__).parent
+        self.demo, self.scenes = demo, pack_module("shapes.scenes")
+        self.folder = folder / f"{demo.variant}-{digest(*sorted(shapes.rglob('*.safetensors')))}"
+        self.scale = digest(weights / f"shapes_{demo.variant}.safetensors")
+
+    def point(self, steps: int, method: str, setting: str, build) -> dict | None:
+        """The pictures' figures [n, ...] by name; drawn with `build` if they are not there yet, None where that is not given.
+
+        The file's name tells what else the pictures were made with: the bundled scale, where the method is ours.
+        """
+        from safetensors.torch import load_file, save_file
+
+        safe = "".join(c if c.isalnum() or c in ".-+" else "_" for c in f"{method} {setting}")
+        made_with = f".{self.scale}" if method.startswith("annealing") else ""
+        file = self.folder / f"{steps}" / f"{safe}.{len(self.demo.prompts)}{made_with}.safetensors"
+        if not file.exists():
+            if build is None:
+                return None
+            began = time.perf_counter()
+            figures = self._draw(*build())
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_file(figures, part := file.with_suffix(".part"))
+            part.replace(file)
+            right = figures["right"].all(1).double().mean()
+            print(
+                f"{self.demo.variant:8} {steps:3} {method:28} {setting:6} {right:7.1%} {time.perf_counter() - began:5.0f} s",
+                flush=True,
+            )
+        return load_file(file)
+
+    def _draw(self, guider, sampler, sigmas) -> dict:
+        import torch
+
+        parts = [self.figures(pictures, rows) for pictures, rows in self.demo.pictures(guider, sampler, sigmas)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def figures(self, pictures, rows) -> dict:
+        """Of pictures [b, 3, 32, 32] and the rows of their prompts; "right" is [b, 3]: colours, shapes, relation."""
+        import torch
+
+        with torch.inference_mode():
+            judge, scenes, wanted = self.demo.judge, self.scenes, self.scenes.place(self.demo.numbers[rows], torch.Generator())
+            read, features = judge.read(pictures), judge.features(pictures)
+            drawn_anew = scenes.render(read)
+            inside = (drawn_anew - torch.tensor(scenes.BACKGROUND).view(3, 1, 1)).abs().amax(1) > 0.05
+            error = (drawn_anew - pictures).square().mean(1)
+            right = [
+                (read.colour == wanted.colour).all(1),
+                (read.shape == wanted.shape).all(1),
+                read.axis == wanted.axis,
+            ]
+            return {
+                "features": features.half(),
+                "right": torch.stack(right, 1),
+                "drawing_error": error.mean((1, 2)).sqrt(),
+                "colour_error": ((error * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)).sqrt(),
+                "saturation": spread(pictures) / spread(drawn_anew),
+            }
+
+    def rendered(self, times: int, autoencoded: bool = False) -> dict:
+        """The same of what the renderer draws for the prompts, as it is or through the demo's autoencoder."""
+        import torch
+
+        generator, parts, rows = torch.Generator().manual_seed(SEED), [], torch.arange(len(self.demo.prompts))
+        for _ in range(times):
+            pictures = self.scenes.render(self.scenes.place(self.demo.numbers, generator))
+            if autoencoded:
+                large = pictures.repeat_interleave(4, 2).repeat_interleave(4, 3).movedim(1, -1)
+                pictures = torch.cat([self.demo.vae.decode(self.demo.vae.encode(part)) for part in large.split(64)])
+                pictures = pictures.cpu().movedim(-1, 1)[:, :, ::4, ::4]
+            parts.append(self.figures(pictures, rows))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+class Judgement:
+    """Turns the points of one variant into figures with intervals. Every method is resampled alike, so differences are paired."""
+
+    def __init__(self, gallery: Gallery) -> None:
+        import torch
+        from common.measures import Gaussian
+
+        reference = gallery.rendered(REFERENCES)["features"]
+        self.reference, self.root = Gaussian.of(reference), Gaussian.of(reference).root
+        n = len(gallery.demo.prompts)
+        self.nearest = reference[:n]
+        scene = gallery.demo.numbers.unique(return_inverse=True)[1]
+        generator = torch.Generator().manual_seed(SEED)
+        rows_of = [torch.nonzero(scene == i).flatten() for i in range(scene.max() + 1)]
+        draws = torch.randint(len(rows_of), (RESAMPLES, len(rows_of)), generator=generator)
+        self.resamples = [torch.arange(n), *(torch.cat([rows_of[i] for i in draw]) for draw in draws)]
+
+    def position(self, point: dict):
+        """(share right, FD) as it is and of each resample: [1 + RESAMPLES, 2]."""
+        import torch
+        from common.measures import Gaussian, frechet_distance
+
+        right = point["right"].all(1).double()
+        return torch.tensor(
+            [
+                (right[rows].mean().item(), frechet_distance(self.reference, Gaussian.of(point["features"][rows]), self.root))
+                for rows in self.resamples
+            ]
+        )
+
+    def row(self, point: dict, position) -> dict[str, float]:
+        from common.measures import neighbourhoods
+
+        share = point["right"].double().mean(0).tolist()
+        return {
+            "right": position[0, 0].item(),
+            "right_interval": interval(position[1:, 0]),
+            "fd": position[0, 1].item(),
+            "fd_interval": interval(position[1:, 1]),
+            **dict(zip(("colours", "shapes", "relation"), share, strict=True)),
+            **neighbourhoods(self.nearest, point["features"]),
+            **{name: point[name].mean().item() for name in ("drawing_error", "colour_error", "saturation")},
+        }
+
+
+def interval(resampled) -> float:
+    """Half the width of the 95% interval from the bootstrap's standard error."""
+    return 1.96 * resampled.std().item()
+
+
+def judge(gallery: Gallery, points: dict[str, dict[str, dict]], judgement: Judgement) -> dict:
+    """{"points": {"CFG 3": row}, "fronts": {"CFG": row}} of {method: {setting: figures}}, "no guidance" and "CFG" among them."""
+    import torch
+    from common.measures import hypervolume
+
+    positions = {m: {s: judgement.position(point) for s, point in settings.items()} for m, settings in points.items()}
+    rows = {
+        f"{m} {s}".strip(): judgement.row(points[m][s], at) for m, settings in positions.items() for s, at in settings.items()
+    }
+    start = positions.pop("no guidance")[""]
+    largest = torch.stack(list(positions["CFG"].values()))[:, :, 1].amax(0)
+    worst = torch.stack([start[:, 0], largest], dim=1).tolist()  # of each resample
+
+    def volumes(settings: dict):
+        each = torch.stack(list(settings.values()), dim=1).tolist()  # [resamples, settings, 2]
+        return torch.tensor([hypervolume(map(tuple, at), tuple(w), (1.0, 0.0)) for at, w in zip(each, worst, strict=True)])
+
+    volume = {method: volumes(settings) for method, settings in positions.items()}
+    fronts = {}
+    for method, values in volume.items():
+        fronts[method] = {"hypervolume": values[0].item(), "interval": interval(values[1:])}
+        for rival in ("CFG", "CFG++"):
+            if rival in volume and rival != method:
+                gain = values - volume[rival]
+                fronts[method] |= {f"over_{rival}": gain[0].item(), f"over_{rival}_interval": interval(gain[1:])}
+    return {"points": rows, "fronts": fronts}
+
+
+def digest(*files: Path) -> str:
+    """Short name of what is in files."""
+    found = hashlib.sha256()
+    for file in files:
+        found.update(file.read_bytes())
+    return found.hexdigest()[:8]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS)
+    parser.add_argument("--steps", nargs="+", type=int, default=STEPS)
+    parser.add_argument("--methods", nargs="+", help="draw only these; figures are made from all that are there")
+    parser.add_argument("--pictures", type=int, default=512, help="per point (512); 2048 where there is a GPU")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--samples", type=Path, help="folder for the points (in the cache folder)")
+    parser.add_argument("--draw-only", action="store_true", help="no figures")
+    parser.add_argument("--output", type=Path, default=RESULTS / "quality.json")
+    options = parser.parse_args()
+    load_hosts(cpu=options.device == "cpu")
+    from common.ablations import ablations
+    from common.methods import Methods
+    from devkit.cache import cache_folder
+
+    results: dict[str, dict] = {}
+    for variant in options.variants:
+        demo = Demo(variant, options.pictures)
+        gallery, judgement = Gallery(options.samples or cache_folder() / "benchmarks" / "quality", demo), None
+        for steps in options.steps:
+            methods = Methods(demo, steps)
+            points: dict[str, dict[str, dict]] = {}
+            for method, settings in {**methods.rivals(), **methods.ours(), **ablations(methods)}.items():
+                wanted = options.methods is None or method in options.methods
+                found = {s: gallery.point(steps, method, s, build if wanted else None) for s, build in settings.items()}
+                points[method] = {setting: point for setting, point in found.items() if point}
+            if options.draw_only:
+                continue
+            judgement = judgement or Judgement(gallery)
+            points = {method: settings for method, settings in points.items() if settings}
+            results.setdefault(variant, {})[f"{steps}"] = judge(gallery, points, judgement)
+            report(variant, steps, results[variant][f"{steps}"])
+    if results:
+        write_results({"pictures": options.pictures, "variants": results}, options.output, options.device)
+
+
+def report(variant: str, steps: int, result: dict) -> None:
+    print(f"\n{variant}, {steps} steps{'':22}right      +-      FD     +-   density coverage  colour error")
+    for name, row in result["points"].items():
+        cells = f"{row['right']:7.1%} {row['right_interval']:6.1%} {row['fd']:7.3f} {row['fd_interval']:6.3f}"
+        print(f"{name:36} {cells} {row['density']:8.3f} {row['coverage']:8.3f} {row['colour_error']:10.4f}")
+    for name, row in sorted(result["fronts"].items(), key=lambda item: -item[1]["hypervolume"]):
+        over = "".join(
+            f"   over {r} {row[f'over_{r}']:+.3f} +- {row[f'over_{r}_interval']:.3f}"
+            for r in ("CFG", "CFG++")
+            if f"over_{r}" in row
+        )
+        print(f"{name:36} {row['hypervolume']:.3f} +- {row['interval']:.3f}{over}")
+
+
+if __name__ == "__main__":
+    main()
