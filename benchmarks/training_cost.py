@@ -28,35 +28,7 @@ import time
 from pathlib import Path
 
 from common import RESULTS, load_hosts, write_results
-
-CONTEXT, POOLED, EMBEDDED_SIZES = 2048, 1280, 6 * 256
-UNET = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "num_res_blocks": [2, 2, 2],
-    "channel_mult": [1, 2, 4],
-    "use_spatial_transformer": True,
-    "use_linear_in_transformer": True,
-    "num_heads": -1,
-    "num_head_channels": 64,
-    "context_dim": CONTEXT,
-    "num_classes": "sequential",
-    "adm_in_channels": POOLED + EMBEDDED_SIZES,
-    "legacy": False,
-}
-SDXL = {
-    "model_channels": 320,
-    "transformer_depth": [0, 0, 2, 2, 10, 10],
-    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
-    "transformer_depth_middle": 10,
-}
-SHRUNKEN = {
-    "model_channels": 64,
-    "transformer_depth": [0, 0, 1, 1, 2, 2],
-    "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2],
-    "transformer_depth_middle": 2,
-}
+from common.sdxl import random_prompt, random_sdxl
 
 
 class Job:
@@ -64,8 +36,6 @@ class Job:
 
     def __init__(self, device: str, batch: int) -> None:
         import comfy.model_management
-        import comfy.model_patcher
-        import comfy.supported_models
         import reference_trainer
         import torch
         from annealing_guidance_pack.training import measure, pictures, profile
@@ -73,38 +43,22 @@ class Job:
         # All before anything is measured: modules need memory too.
         self.reference_trainer, self.measuring, self.pictures, self.profiles = reference_trainer, measure, pictures, profile
         self.torch, self.cuda, self.batch = torch, device == "cuda", batch
-        dtype = torch.bfloat16 if self.cuda else torch.float32
-        config = comfy.supported_models.SDXL({**UNET, **(SDXL if self.cuda else SHRUNKEN), "dtype": dtype})
-        config.set_inference_dtype(dtype, None)
+        self.model, self.size = random_sdxl(self.cuda)
         self.device = comfy.model_management.get_torch_device()
-        network = config.get_model({}, "", device=self.device)
-        generator = torch.Generator(self.device).manual_seed(0)
-        with torch.no_grad():
-            for parameter in network.parameters():
-                spread = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.0
-                parameter.normal_(0.0, spread, generator=generator) if spread else parameter.fill_(0.5)
-        network.requires_grad_(False)
-        self.weights = sum(p.numel() * p.element_size() for p in network.parameters())
-        self.model = comfy.model_patcher.ModelPatcher(network, self.device, comfy.model_management.unet_offload_device())
-        self.size = 128 if self.cuda else 32
-        self.negative = self.prompt(0)
+        self.weights = sum(p.numel() * p.element_size() for p in self.model.model.parameters())
+        self.negative = random_prompt(0)
         self.trainer = None
-
-    def prompt(self, seed: int) -> list:
-        generator = self.torch.Generator().manual_seed(seed)
-        pooled = self.torch.randn(1, POOLED, generator=generator)
-        return [[self.torch.randn(1, 77, CONTEXT, generator=generator), {"pooled_output": pooled}]]
 
     def picture(self, seed: int):
         latent = self.torch.randn(4, self.size, self.size, generator=self.torch.Generator().manual_seed(seed))
-        return self.pictures.Picture(seed, lambda: (latent, self.prompt(seed)))
+        return self.pictures.Picture(seed, lambda: (latent, random_prompt(seed)))
 
     def sampling(self, seed: int) -> int:
         """Ten steps of ComfyUI's own sampling with CFG, `batch` pictures at once: as many calls as the profile's. Its rows."""
         import comfy.samplers
 
         guider = comfy.samplers.CFGGuider(self.model)
-        guider.set_conds(self.prompt(seed), self.negative)
+        guider.set_conds(random_prompt(seed), self.negative)
         guider.set_cfg(5.0)
         sigmas, shape = self.torch.linspace(10.0, 1.0, 11), (self.batch, 4, self.size, self.size)
         with self.torch.inference_mode():
