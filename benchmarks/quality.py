@@ -58,7 +58,7 @@ class Gallery:
             if build is None:
                 return None
             began = time.perf_counter()
-            figures = self._draw(*build())
+            figures = self.draw(*build())
             file.parent.mkdir(parents=True, exist_ok=True)
             save_file(figures, part := file.with_suffix(".part"))
             part.replace(file)
@@ -69,7 +69,8 @@ class Gallery:
             )
         return load_file(file)
 
-    def _draw(self, guider, sampler, sigmas) -> dict:
+    def draw(self, guider, sampler, sigmas) -> dict:
+        """The figures of all prompts' pictures by one run."""
         import torch
 
         parts = [self.figures(pictures, rows) for pictures, rows in self.demo.pictures(guider, sampler, sigmas)]

@@ -16,10 +16,12 @@ from .profile import Profile, ProfileSettings, TrainingGrid
 from .shards import measure, measure_into
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "models" / "weights"
-# The fitted scale is near 1 on any grid, so the grid sets the strength: at scale 1 the paper's 50 steps mean CFG 12 on average,
-# 20 steps CFG 5, as do 28 even steps of a flow model. The Shapes model needs no more: see benchmarks/training_grid.py.
-EPSILON_STEP = 50  # timesteps: 20 steps
-FLOW_STEPS = 28
+# At lambda 0 the fitted scale is near 1 on any grid, so the grid sets the strength there, and the balance of the loss how far
+# lambda raises it. These make lambda 0 .. 0.9 span what is useful on Shapes (benchmarks/training_grid.py): on average CFG 3 to
+# 5. On the paper's 50 steps scale 1 alone means CFG 12.
+EPSILON_STEP = 100  # timesteps: 10 steps
+FLOW_STEPS = 14
+BALANCE = "ratio"
 PICTURES, SAMPLES = 512, 4
 
 
@@ -76,4 +78,4 @@ def main(arguments: list[str]) -> None:
     for variant in options.variants:
         folder = options.profiles / f"shapes_{variant}" if options.profiles else None
         profile = measure_shapes(variant, options.pictures, folder=folder)
-        fit_shapes(variant, profile, FitSettings(), options.output)
+        fit_shapes(variant, profile, FitSettings(loss_balance=BALANCE), options.output)

@@ -7,22 +7,29 @@ from functools import cache
 import torch
 
 from . import pack_module
-from .methods import LAMBDAS, Methods, Run
+from .methods import Methods, Run
 
 CALIBRATION_SEED = 7
 CALIBRATION_PICTURES = 64
 
-ScaleModel = pack_module("models.scale_model").ScaleModel
+LAMBDAS = 0.0, 0.4, 0.8
+CONSTANTS = 0.3, 0.45, 0.6  # CFG++ scales on the paper's grid: CFG 3.6 to 7 on average
+LARGEST_FACTOR = 4.0
+
+ScaleModel, FixedScale = pack_module("models.scale_model").ScaleModel, pack_module("models.fixed_scale").FixedScale
 
 
 def ablations(methods: Methods) -> dict[str, dict[str, Run]]:
     """method -> setting -> run, with null renoising as `annealing` has it."""
     return {
-        "annealing, matching off": methods.annealing(methods.demo.scale, match_training_steps=False),
+        "annealing, matching off": methods.annealing(methods.demo.scale, lambdas=LAMBDAS, match_training_steps=False),
         "annealing, gap frozen": _frozen(methods, gap=True),
         "annealing, timestep frozen": _frozen(methods, timestep=True),
         "annealing, both frozen": _frozen(methods, gap=True, timestep=True),
         "annealing, lambda by angle": {"": lambda: _by_angle(methods)},
+        "constant, matched": _by_gap(methods, 0.0),
+        "constant, more where the gap is small": _by_gap(methods, 1.0),
+        "constant, more where the gap is large": _by_gap(methods, -1.0),
     }
 
 
@@ -50,7 +57,8 @@ class Frozen(ScaleModel):
 def _frozen(methods: Methods, gap: bool = False, timestep: bool = False) -> dict[str, Run]:
     def run(value: float) -> Run:
         def build() -> tuple:
-            model = Frozen(methods.demo.scale, calibration(methods, value), gap, timestep)
+            timesteps, norms = calibration(methods, methods.demo.scale, value)
+            model = Frozen(methods.demo.scale, (timesteps, norms.mean(1)), gap, timestep)
             return methods.demo.annealing(model, value), methods.null, methods.sigmas
 
         return build
@@ -59,16 +67,49 @@ def _frozen(methods: Methods, gap: bool = False, timestep: bool = False) -> dict
 
 
 @cache
-def calibration(methods: Methods, guidance_lambda: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """(timesteps [steps], mean gap norms [steps]) of a run on captions of the training scenes."""
+def calibration(methods: Methods, scale_model, guidance_lambda: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(timesteps [steps], gap norms [steps, pictures]) of a run on captions of the training scenes."""
     demo = methods.demo
     _, captions = pack_module("shapes.loader").captioned_pictures(CALIBRATION_PICTURES, CALIBRATION_SEED)
-    guider = demo.annealing(demo.scale, guidance_lambda)
+    guider = demo.annealing(scale_model, guidance_lambda)
     guider.set_conds([[torch.cat([demo.clip.encode(caption) for caption in captions]), {}]], demo.negative)
     noise = torch.randn(len(captions), 4, 16, 16, generator=torch.Generator().manual_seed(CALIBRATION_SEED))
     guider.sample(noise, torch.zeros_like(noise), methods.null, methods.sigmas, disable_pbar=True, seed=0)
     calls = guider.trace.calls
-    return torch.stack([call.timestep[0] for call in calls]).cpu(), torch.stack([call.gap_norm.mean() for call in calls]).cpu()
+    return torch.stack([call.timestep[0] for call in calls]).cpu(), torch.stack([call.gap_norm for call in calls]).cpu()
+
+
+class ByGap(ScaleModel):
+    """A constant scale times (mean gap norm at this timestep / gap norm)^power, divided by that factor's mean.
+
+    So every timestep gets the same scale on average, and only who gets more of it differs from picture to picture.
+    """
+
+    def __init__(self, constant, power: float, timesteps: torch.Tensor, norms: torch.Tensor) -> None:
+        super().__init__(constant.info)
+        self.constant, self.power = constant, power
+        self.timesteps, self.means = timesteps, norms.mean(1)
+        self.mean_factors = self._factor(self.means[:, None], norms).mean(1)
+
+    def forward(self, timestep: torch.Tensor, gap_norm: torch.Tensor, guidance_lambda: float) -> torch.Tensor:
+        nearest = (self.timesteps[:, None] - timestep.cpu()[None]).abs().argmin(0)
+        factor = self._factor(self.means[nearest].to(gap_norm), gap_norm) / self.mean_factors[nearest].to(gap_norm)
+        return self.constant(timestep, gap_norm, guidance_lambda) * factor
+
+    def _factor(self, mean: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+        return ((mean / norm.clamp(min=1e-6)) ** self.power).clamp(1 / LARGEST_FACTOR, LARGEST_FACTOR)
+
+
+def _by_gap(methods: Methods, power: float) -> dict[str, Run]:
+    def run(scale: float) -> Run:
+        def build() -> tuple:
+            constant = FixedScale("constant", scale)
+            rule = ByGap(constant, power, *calibration(methods, constant, 0.0)) if power else constant
+            return methods.demo.annealing(rule, 0.0), methods.null, methods.sigmas
+
+        return build
+
+    return {f"{scale:g}": run(scale) for scale in CONSTANTS}
 
 
 class ByAngle(ScaleModel):

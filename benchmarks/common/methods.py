@@ -22,7 +22,7 @@ Run = Callable[[], tuple]
 
 CFG_SCALES = (1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0)
 CFG_PP_STRENGTHS = (1.5, 2.0, 3.0, 4.0, 5.0, 7.5)  # as the mean CFG scale of the same steps; see cfg_pp
-RIVAL_SCALES = (1.5, 2.0, 3.0, 5.0, 7.5)
+RIVAL_SCALES = (2.0, 3.0, 5.0, 7.5)
 LAMBDAS = (0.0, 0.05, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9)
 INTERVAL = 0.28, 5.42  # noise-to-signal ratios between which Kynkaanniemi et al. (arXiv 2404.07724) guide ImageNet-512
 
@@ -88,7 +88,7 @@ class Methods:
             "annealing, dpmpp_2m": self.annealing(self.demo.scale, solver=True),
         }
 
-    def annealing(self, scale_model, solver: bool = False, **settings) -> dict[str, Run]:
+    def annealing(self, scale_model, solver: bool = False, lambdas=LAMBDAS, **settings) -> dict[str, Run]:
         """lambda -> run of the guider. solver: with dpmpp_2m instead of null renoising."""
 
         def run(value: float) -> Run:
@@ -98,7 +98,7 @@ class Methods:
                 self.solver_sigmas if solver else self.sigmas,
             )
 
-        return {f"{value:g}": run(value) for value in LAMBDAS}
+        return {f"{value:g}": run(value) for value in lambdas}
 
     def _cfg(self, scale: float, solver: bool = False, model: Callable[[], object] = lambda: None) -> Run:
         return lambda: (

@@ -1,0 +1,60 @@
+"""The figure of the fronts: prompts drawn right against Frechet distance, one panel per variant and step count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import pack_module
+from .measures import front
+
+# Okabe and Ito's colours, which the colour-blind can tell apart; each method has a marker of its own besides.
+STYLES = {
+    "annealing": ("#D55E00", "o"),
+    "CFG": ("#0072B2", "s"),
+    "CFG++": ("#009E73", "^"),
+    "APG": ("#CC79A7", "D"),
+    "RescaleCFG": ("#E69F00", "v"),
+    "CFGZeroStar": ("#56B4E9", "P"),
+}
+SHOWN = 0.8  # share of prompts right from which on the panels show points
+WIDTH, PANEL_HEIGHT = 1400, 440
+
+
+def draw_fronts(cells: list[tuple[str, str, dict]], file: Path) -> None:
+    """cells: (variant, steps, {"points": {"CFG 3": row}, ...}); writes a PNG."""
+    figures = pack_module("plots.figure")
+    variants = list(dict.fromkeys(variant for variant, _, _ in cells))
+    columns = max(sum(v == variant for v, _, _ in cells) for variant in variants)
+    figure = figures.new_figure(WIDTH, PANEL_HEIGHT * len(variants))
+    panels = figure.subplots(len(variants), columns, squeeze=False)
+    for panel in panels.flat:
+        panel.set_visible(False)
+    places = {variant: iter(panels[i]) for i, variant in enumerate(variants)}
+    for variant, steps, cell in cells:
+        panel = next(places[variant])
+        panel.set_visible(True)
+        for method, (colour, marker) in STYLES.items():
+            _draw_method(panel, method, cell["points"], colour, marker)
+        panel.set_xlim(SHOWN, 1.005)
+        panel.set_xticks([0.8, 0.85, 0.9, 0.95, 1.0])
+        panel.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        if panel is panels[0, 0]:
+            panel.legend(loc="upper left", ncols=2)
+        figures.dress(panel, f"{variant}, {steps} steps", "prompts drawn right", "Frechet distance (less is better)")
+    figure.savefig(file, dpi=figures.DPI)
+
+
+def _draw_method(panel, method: str, rows: dict[str, dict], colour: str, marker: str) -> None:
+    """All settings of a method in their order, those on its front filled, with the 95% interval of each of these."""
+    own = [row for name, row in rows.items() if name.rpartition(" ")[0] == method and row["right"] >= SHOWN]
+    if not own:
+        return
+    at = [(row["right"], row["fd"]) for row in own]
+    panel.plot(*zip(*at, strict=True), color=colour, linewidth=2 if method == "annealing" else 1, alpha=0.9, zorder=2)
+    best = set(front(at))
+    for i, (row, point) in enumerate(zip(own, at, strict=True)):
+        filled = colour if point in best else "white"
+        label = method if i == 0 else None
+        panel.plot(*point, marker, color=colour, markerfacecolor=filled, markersize=8, zorder=4, label=label, linestyle="none")
+        if point in best and method in ("annealing", "CFG"):
+            panel.errorbar(*point, xerr=row["right_interval"], color=colour, linewidth=1, alpha=0.5, zorder=1)

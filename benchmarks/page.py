@@ -1,0 +1,147 @@
+"""docs/BENCHMARKS.md and its figure, from the results of the benchmarks.
+
+    python tools/dev.py bench page [--results FOLDER] [--output FILE]
+
+The text is benchmarks/page.md, with a word in braces wherever a table belongs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+from common import RESULTS, ROOT, import_pack
+
+TEMPLATE = ROOT / "benchmarks" / "page.md"
+PAGE = ROOT / "docs" / "BENCHMARKS.md"
+REFERENCES = ("CFG", "CFG++")
+MISSING = "Not measured yet: `python tools/dev.py bench {name}`."
+
+
+def table(rows: dict[str, dict], columns: dict[str, str], first: str = "") -> str:
+    """A Markdown table: one line per row, the columns "title": "a format over the row's keys"."""
+    lines = [f"| {first} | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+    for name, row in rows.items():
+        lines.append(f"| {name} | {' | '.join(text.format_map(row) for text in columns.values())} |")
+    return "\n".join(lines)
+
+
+def about(results: dict) -> str:
+    machine = results["machine"]
+    return (
+        f"Measured on {machine['device']}, {machine['system']}, Python {machine['python']}, torch {machine['torch']}, "
+        f"ComfyUI {machine['comfyui']}."
+    )
+
+
+def cells(results: dict) -> list[tuple[str, str, dict]]:
+    """(variant, steps, {"points", "fronts"}) of the quality results, fewest steps first."""
+    variants = results["variants"]
+    return [(v, steps, variants[v][steps]) for v in variants for steps in sorted(variants[v], key=int)]
+
+
+def is_ablation(method: str) -> bool:
+    return method.startswith(("annealing, ", "constant, ")) and method != "annealing, dpmpp_2m"
+
+
+def hypervolumes(results: dict, ablations: bool) -> str:
+    """Method by (variant, steps): the share dominated, marked where it differs significantly from CFG's."""
+    found = cells(results)
+    methods = dict.fromkeys(method for _, _, cell in found for method in cell["fronts"])
+    rows: dict[str, dict] = {}
+    for method in methods:
+        if is_ablation(method) != ablations and method != "annealing":
+            continue
+        rows[method] = {}
+        for variant, steps, cell in found:
+            rows[method][f"{variant}{steps}"] = _marked(cell["fronts"].get(method))
+    order = sorted(rows, key=lambda method: -sum(_number(cell) for cell in rows[method].values()))
+    titles = {f"{variant}, {steps} steps": f"{{{variant}{steps}}}" for variant, steps, _ in found}
+    return table({method: rows[method] for method in order}, titles)
+
+
+def _marked(front: dict | None) -> str:
+    if front is None:
+        return ""
+    text, over = f"{front['hypervolume']:.3f} ± {front['interval']:.3f}", front.get("over_CFG", 0.0)
+    if abs(over) <= front.get("over_CFG_interval", 0.0):
+        return text
+    return f"**{text}**" if over > 0 else f"*{text}*"
+
+
+def _number(cell: str) -> float:
+    return float(re.sub(r"[*]", "", cell).partition(" ")[0] or 0)
+
+
+def points(results: dict) -> str:
+    columns = {
+        "right": "{right:.1%} ± {right_interval:.1%}",
+        "colours": "{colours:.1%}",
+        "shapes": "{shapes:.1%}",
+        "relation": "{relation:.1%}",
+        "FD": "{fd:.3f} ± {fd_interval:.3f}",
+        "precision": "{precision:.3f}",
+        "recall": "{recall:.3f}",
+        "density": "{density:.3f}",
+        "coverage": "{coverage:.3f}",
+        "colour error": "{colour_error:.4f}",
+        "saturation": "{saturation:.3f}",
+    }
+    return "\n\n".join(
+        f"<details><summary>{variant}, {steps} steps</summary>\n\n{table(cell['points'], columns)}\n\n</details>"
+        for variant, steps, cell in cells(results)
+    )
+
+
+def quality(results: dict, page: Path) -> dict[str, str]:
+    from common.fronts import draw_fronts
+
+    figure = page.with_name("fronts.png")
+    draw_fronts(cells(results), figure)
+    return {
+        "quality.about": f"{about(results)} {results['pictures']} pictures a point.",
+        "quality.figure": f"![Prompts drawn right against Frechet distance, method by method]({figure.name})",
+        "quality.hypervolumes": hypervolumes(results, ablations=False),
+        "quality.ablations": hypervolumes(results, ablations=True),
+        "quality.points": points(results),
+    }
+
+
+def training_grid(results: dict, _page: Path) -> dict[str, str]:
+    columns = {"mean scale": "{mean_scale:.2f}", "right": "{right:.1%}", "FD": "{fd:.3f}", "colour error": "{colour_error:.4f}"}
+    tables = [f"**{variant}**\n\n{table(rows, columns, 'fit')}" for variant, rows in results["variants"].items()]
+    heading = f"{about(results)} {results['prompts']} pictures a point, fits to {results['training_pictures']}."
+    return {"training_grid.about": heading, "training_grid.table": "\n\n".join(tables)}
+
+
+SECTIONS = {"quality": quality, "training_grid": training_grid}
+
+
+def page_text(results_folder: Path, page: Path) -> str:
+    """The page; draws its figures beside it. A section whose results are missing says so."""
+    text, words = TEMPLATE.read_text(encoding="utf-8"), {}
+    for name, section in SECTIONS.items():
+        file = results_folder / f"{name}.json"
+        if file.exists():
+            words |= section(json.loads(file.read_text(encoding="utf-8")), page)
+        else:
+            words[f"{name}.about"] = MISSING.format(name=name)
+    text = re.sub(r"\{([a-z_.]+)\}", lambda match: words.get(match[1], ""), text)
+    return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files (benchmarks/results)")
+    parser.add_argument("--output", type=Path, default=PAGE)
+    options = parser.parse_args()
+    import_pack(ROOT)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(page_text(options.results, options.output), encoding="utf-8")
+    print(options.output)
+
+
+if __name__ == "__main__":
+    main()
