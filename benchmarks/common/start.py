@@ -19,6 +19,7 @@ from devkit.in_process import import_comfyui
 import_comfyui(Path({comfyui!r}), cpu={cpu!r})
 import execution, nodes, server
 asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
+sys.dont_write_bytecode, sys.pycache_prefix = False, {bytecode!r}
 before = set(sys.modules)
 print("{marker}", file=sys.stderr, flush=True)
 clock, cpu = time.perf_counter(), time.process_time()
@@ -31,9 +32,19 @@ MARKER = "the pack begins here"
 IMPORT_LINE = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s+(.+)")
 
 
-def one_start(cpu: bool) -> dict:
-    """A fresh process: milliseconds of the pack's load, of its imports, and the modules that only it brought."""
-    code = START.format(tools=str(ROOT / "tools"), comfyui=os.environ["COMFYUI_PATH"], cpu=cpu, root=str(ROOT), marker=MARKER)
+def one_start(cpu: bool, bytecode: str) -> dict:
+    """A fresh process: milliseconds of the pack's load, of its imports, and the modules that only it brought.
+
+    bytecode: the folder for Python's compiled modules of the pack, which the first start fills, as a user's first start does.
+    """
+    code = START.format(
+        tools=str(ROOT / "tools"),
+        comfyui=os.environ["COMFYUI_PATH"],
+        cpu=cpu,
+        root=str(ROOT),
+        marker=MARKER,
+        bytecode=bytecode,
+    )
     done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr[-2000:])
