@@ -8,13 +8,18 @@ import torch
 _LIMITS = ("timestep_start", "timestep_end", "area", "mask", "strength")
 
 
+def may_cover_nothing(conds: list[dict]) -> bool:
+    """Whether each of these prepared conditionings has something that can leave it out."""
+    return all(any(limit in cond for limit in _LIMITS) for cond in conds)
+
+
 def covers_nothing(conds: list[dict], prediction: torch.Tensor) -> torch.Tensor:
     """Where these prepared conditionings give no prediction: [B, 1, ...], bool, found without waiting for the device.
 
     Zeros alone are no proof: the best prediction at pure noise is the data's mean, which may be zero. So they count only
     where every conditioning has something that could have left it out, and only where all channels are zero.
     """
-    if all(any(limit in cond for limit in _LIMITS) for cond in conds):
+    if may_cover_nothing(conds):
         return (prediction == 0).all(dim=1, keepdim=True)
     return torch.zeros_like(prediction[:, :1], dtype=torch.bool)
 

@@ -65,19 +65,25 @@ class GapExtent:
         norm = units.gap_norm(model_sampling, cond, uncond, sigma, self._weight)
         return norm.square().mean().sqrt().expand_as(norm) if self._frames_on_batch else norm
 
+    def product(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Inner product per sample of two gaps [B, ...] over the values that count, after a gap_norm: [B], float32."""
+        values = (a.to(torch.float32) * b.to(torch.float32)).flatten(1)
+        product = (values if self._weight is None else values * self._weight).sum(dim=1)
+        return product.mean().expand_as(product) if self._frames_on_batch else product
+
     @property
     def _is_packed(self) -> bool:
         return len(self._parts) > 1
 
     def _weight_of(self, like: torch.Tensor) -> torch.Tensor:
-        """What each value's gap is multiplied by: [B, N], so that the sum of squares is that of `numel` values."""
+        """What each value's squared gap is multiplied by: [B, N], so that the sum is that of `numel` values."""
         mask = torch.ones_like(like[:1]) if self._mask is None else self._mask.expand_as(like)
         share = mask.to(torch.float32).clamp(0, 1).flatten(1)
         if self._is_packed:
             share = _first_that_changes(share.split(self._parts, dim=1))
         total = self._total(share)
         share = torch.where(total > 0, share, 1.0)
-        return (share * (self.numel(like) / self._total(share))).sqrt()
+        return share * (self.numel(like) / self._total(share))
 
     def _total(self, share: torch.Tensor) -> torch.Tensor:
         """How many values count: [B, 1]; of frames on the batch axis the mean over all, [1, 1]."""

@@ -49,12 +49,12 @@ class Multistep:
         uncond: torch.Tensor,
         level: torch.Tensor,
         ratio: torch.Tensor,
-        norm: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
         """w~ for the wanted w, [B].
 
         used: the wanted scale w; level: the noise level; ratio: of the next level to it; all [B]. cond, uncond: denoised
-        predictions [B, ...]. norm: of the difference of two latents, [B], in any unit.
+        predictions [B, ...]. product: the inner product of two latents, [B], in any unit.
 
         A second call at the same level takes the place of the first; after a step back to more noise it begins anew.
         """
@@ -67,7 +67,7 @@ class Multistep:
         last_level, last_pull = self._before
 
         weight, carry = self._weight(level, ratio, last_level)
-        along = (norm(gap, -last_pull).square() - norm(gap, last_pull).square()) / (4 * norm(gap, torch.zeros_like(gap)).square())
+        along = product(last_pull, gap) / product(gap, gap)
         share = (1 + weight * carry * (along / used).nan_to_num(1.0)) / (1 + weight)
         used = used * share.clamp(LEAST, MOST)
         self._latest = level, per_sample(used, gap) * gap
@@ -79,7 +79,7 @@ class Multistep:
         further, nearer = latest > level * (1 + SAME_SIGMA), latest < level * (1 - SAME_SIGMA)
         chosen = []
         for newer, older in zip(self._latest, self._before, strict=True):
-            kept = torch.where(per_sample(nearer, older), torch.zeros_like(older), older)
+            kept = torch.where(per_sample(nearer, older), 0.0, older)
             chosen.append(torch.where(per_sample(further, newer), newer, kept))
         return chosen[0], chosen[1]
 

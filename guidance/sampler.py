@@ -14,7 +14,7 @@ from comfy.k_diffusion.sampling import default_noise_sampler
 from tqdm.auto import trange
 
 from ..models.errors import AnnealingError
-from .coverage import covers_nothing
+from .coverage import covers_nothing, may_cover_nothing
 
 
 class UnconditionalPrediction:
@@ -30,8 +30,10 @@ class UnconditionalPrediction:
                 "with a negative conditioning (Annealing Guider, CFGGuider), or another sampler."
             )
         uncond, guided = args["uncond_denoised"], args["denoised"]
-        # Under a guider that lets zeros through, renoising with them would break the picture.
-        self.denoised = torch.where(covers_nothing(args["uncond"], uncond), guided, uncond)
+        if may_cover_nothing(args["uncond"]):
+            # Under a guider that lets zeros through, renoising with them would break the picture.
+            uncond = torch.where(covers_nothing(args["uncond"], uncond), guided, uncond)
+        self.denoised = uncond
         return guided
 
 

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import comfy.model_management
 import comfy.samplers
@@ -16,7 +15,7 @@ from ..models import schedule
 from ..models.errors import AnnealingError
 from ..models.scale_model import ScaleModel
 from . import folding, renoising, units
-from .coverage import covers_nothing, per_sample
+from .coverage import covers_nothing, may_cover_nothing, per_sample
 from .extent import GapExtent, has_frames_on_batch
 from .live import LiveChart, can_follow
 from .multistep import Multistep
@@ -103,20 +102,18 @@ class GuidedRun:
         with torch.no_grad():
             scale = self.guidance.scale_model(timestep, norm, self.guidance_lambda)
 
-        next_in_training = schedule.next_on_training_grid(level, info, self.kind)
+        next_in_training = schedule.next_on_training_grid(level, info, self.kind, timestep)
         next_level = self._next_level(sigma, model_options, next_in_training)
-        k_train = folding.folding_factor(self.kind, level, next_in_training)
-        k_own = folding.folding_factor(self.kind, level, next_level)
+        k_train, k_own = folding.folding_factor(self.kind, level, torch.stack([next_in_training, next_level]))
         used = folding.used_scale(scale, k_own, k_train, self.folded, self.guidance.match_training_steps)
         if self.guidance.match_training_steps:
             if self.folded and self.fresh_noise:
                 reached = folding.level_before_noise(level, next_level, self.fresh_noise)
                 k_own = folding.folding_factor(self.kind, level, reached)
             used = used * folding.saturation(self.kind, scale, level, k_own, k_train, self.several_calls)
-            if self.folded:
+            if self.folded and self.multistep.applies:
                 ratio = folding.step_ratio(level, next_level)
-                measure = partial(self.extent.gap_norm, self.model_sampling, sigma=sigma)
-                used = self.multistep.corrected(used, cond, uncond, level, ratio, measure)
+                used = self.multistep.corrected(used, cond, uncond, level, ratio, self.extent.product)
         return GuidedCall(sigma.float(), timestep, norm, scale, used, torch.zeros_like(scale))
 
     def _next_level(self, sigma: torch.Tensor, model_options: dict, next_in_training: torch.Tensor) -> torch.Tensor:
@@ -193,12 +190,14 @@ def _predict(model, conds: list, x: torch.Tensor, sigma: torch.Tensor, model_opt
     return comfy.samplers.calc_cond_batch(model, conds, x, sigma, model_options)
 
 
-def _covered(conds: list, predictions: list[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Predictions with nothing missing, and the trace's coverage code per sample [B].
+def _covered(conds: list, predictions: list[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    """Predictions with nothing missing, and the trace's coverage code per sample [B]; None where all is covered for sure.
 
     A gap to a missing prediction is garbage. There, be it the whole latent or the places outside an area, the other
     prediction takes its place, so that hooks, the guided prediction and null renoising all see the plain prediction.
     """
+    if not any(may_cover_nothing(side) for side in conds):
+        return predictions, None
     cond, uncond = predictions[:2]
     no_cond, no_uncond = (covers_nothing(*pair) for pair in zip(conds, predictions, strict=False))
     covered = [torch.where(no_cond, uncond, cond), torch.where(no_uncond, cond, uncond)]
@@ -206,7 +205,9 @@ def _covered(conds: list, predictions: list[torch.Tensor]) -> tuple[list[torch.T
     return covered + list(predictions[2:]), code
 
 
-def _with_coverage(call: GuidedCall, coverage: torch.Tensor) -> GuidedCall:
+def _with_coverage(call: GuidedCall, coverage: torch.Tensor | None) -> GuidedCall:
     """The call with the plain prediction's scale where one side was missing: 1 without a negative, 0 without a positive."""
+    if coverage is None:
+        return call
     used = torch.where(coverage == NO_NEGATIVE, 1.0, torch.where(coverage == NO_POSITIVE, 0.0, call.used))
     return call._replace(used=used, coverage=coverage.to(call.used.dtype))

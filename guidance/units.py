@@ -99,18 +99,17 @@ def gap_norm(
 ) -> torch.Tensor:
     """L2 norm of the gap per sample in the network's units: [B], float32.
 
-    cond, uncond: denoised predictions [B, ...] of any rank; sigma: [B], > 0; weight: what each value's gap is multiplied
-    by, [B or 1, N].
+    cond, uncond: denoised predictions [B, ...] of any rank; sigma: [B], > 0; weight: what each value's squared gap is
+    multiplied by, [B or 1, N].
     epsilon: eps_c - eps_u = (D_u - D_c)/sigma. velocity: v_c - v_u = (D_u - D_c)/s. The sign does not matter here.
     """
     # In float32 whatever comes in: a half precision sum of squares overflows from a norm of 256.
     difference = (cond.to(torch.float32) - uncond.to(torch.float32)).flatten(1)
-    if weight is not None:
-        difference = difference * weight
     is_flow = prediction_kind(model_sampling) == "velocity"
     denominator = noise_level(model_sampling, sigma) if is_flow else sigma.to(torch.float32)
+    squares = difference.square() if weight is None else difference.square() * weight
     # Not by vector_norm, which adds up one by one on the CPU: 1% off for a video's ten million values.
-    return difference.square().sum(dim=1).sqrt() / denominator
+    return squares.sum(dim=1).sqrt() / denominator
 
 
 def norm_at_reference_size(norm: torch.Tensor, numel: int, info: ScaleInfo) -> torch.Tensor:

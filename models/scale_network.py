@@ -86,15 +86,15 @@ class ScaleNetwork(ScaleModel):
             _lambda_tensor(guidance_lambda, device),
         )
         with _autocast_off(device.type):
-            inputs = (timesteps / TIMESTEP_RANGE, gap_norms / config.gap_divisor, lambdas)
-            hidden = torch.cat([self._embed(x) for x in inputs], dim=-1)
+            inputs = torch.stack([timesteps / TIMESTEP_RANGE, gap_norms / config.gap_divisor, lambdas], dim=-1)
+            hidden = self._embed(inputs).flatten(1)
             for layer in self.layers[:-1]:
                 hidden = torch.relu(layer(hidden))
             scale: torch.Tensor = 1.0 + self.layers[-1](hidden).squeeze(-1)
         return scale.clamp(config.min_scale, config.max_scale)
 
     def _embed(self, x: torch.Tensor) -> torch.Tensor:
-        """[B] -> [B, 1 + len(frequencies)]: x, cos(f x) for each frequency f."""
+        """[B, 3] -> [B, 3, 1 + len(frequencies)]: of each input x: x, cos(f x) for each frequency f."""
         x = x.unsqueeze(-1)
         return torch.cat([x, torch.cos(x * self.frequencies)], dim=-1)
 

@@ -49,7 +49,9 @@ def sigma_of_timestep(timestep: torch.Tensor) -> torch.Tensor:
     return torch.where(fraction == 1, high, low * (high / low) ** fraction)
 
 
-def next_on_training_grid(sigma: torch.Tensor, info: ScaleInfo, prediction: Prediction | None = None) -> torch.Tensor:
+def next_on_training_grid(
+    sigma: torch.Tensor, info: ScaleInfo, prediction: Prediction | None = None, timestep: torch.Tensor | None = None
+) -> torch.Tensor:
     """The noise level one training step below `sigma`, in the same units: same shape, >= 0, and 0 after the last step.
 
     Exact at the grid's own points, and piecewise linear in the grid's index between them, so that it is continuous and
@@ -57,6 +59,7 @@ def next_on_training_grid(sigma: torch.Tensor, info: ScaleInfo, prediction: Pred
 
     prediction: the kind of the model that `sigma` belongs to. Needed only where info.prediction is None (a fixed rule,
         which fits both kinds); otherwise info.prediction says it.
+    timestep: that of `sigma`, where it is known already.
 
     Grids: a tuple of sigmas is used as it is. n timesteps per step mean, on the VE form, t - n on the 1000-step
     schedule (t = n, 2n, ... end on t = 0, whose next level is 0), and on flow models s - n/1000.
@@ -70,7 +73,7 @@ def next_on_training_grid(sigma: torch.Tensor, info: ScaleInfo, prediction: Pred
         raise ValueError(f'"{info.name}" fits any model: say the prediction kind of the model that sigma belongs to')
     if kind == "velocity":
         return (sigma - grid / TIMESTEPS).clamp(min=0)
-    timestep = timestep_of_sigma(sigma)
+    timestep = timestep_of_sigma(sigma) if timestep is None else timestep
     # Below one step: between the last grid point (t = 0, next level 0) and the one before it (t = n, next sigma(0)).
     below_one_step = _ve_table(sigma.device, sigma.dtype)[0] * timestep / grid
     return torch.where(timestep < grid, below_one_step, sigma_of_timestep(timestep - grid))

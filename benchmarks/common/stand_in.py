@@ -10,7 +10,6 @@ import json
 import os
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,29 +118,26 @@ def wait() -> None:
 
 
 def operations(job: Callable[[], object]) -> int:
-    """How many of PyTorch's operations a job gives the device to do: each is a kernel there; views and no-ops are none."""
+    """How many of PyTorch's operations a job gives the device to do, each at least a kernel: views and no-ops are none."""
+    import torch
     from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
 
-    counts = Counter()
+    counted = []
+
+    def memory_of(values) -> set[int]:
+        return {leaf.untyped_storage().data_ptr() for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)}
 
     class Counting(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             result = function(*args, **(kwargs or {}))
-            same = hasattr(result, "untyped_storage") and any(_same_storage(result, arg) for arg in args)
-            counts["views" if same or not _tensors(result) else "operations"] += 1
+            if memory_of(result) - memory_of(args):
+                counted.append(function)
             return result
 
     with Counting():
         job()
-    return counts["operations"]
-
-
-def _tensors(result) -> bool:
-    return hasattr(result, "untyped_storage") or isinstance(result, (tuple, list))
-
-
-def _same_storage(result, arg) -> bool:
-    return hasattr(arg, "untyped_storage") and arg.untyped_storage().data_ptr() == result.untyped_storage().data_ptr()
+    return len(counted)
 
 
 def memory(job: Callable[[], object]) -> tuple[int, int]:

@@ -190,6 +190,17 @@ def masked_norm(extent, mask, means, sigma=2.0):
     return extent.gap_norm(sampling, means, torch.zeros_like(means), sigmas) * sigma
 
 
+@pytest.mark.parametrize("shapes, frames_on_batch", [([(3, 40)], False), ([(3, 40)], True), ([(3, 30), (3, 10)], False)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_product_of_a_gap_with_itself_is_its_norm_squared(shapes, frames_on_batch, masked):
+    gap = torch.randn(3, 1, 40, generator=torch.Generator().manual_seed(0))
+    extent = GapExtent(shapes, frames_on_batch)
+    mask = (torch.arange(40) < 20).float().expand(3, 1, 40) if masked else torch.ones(3, 1, 40)
+    norm = masked_norm(extent, mask, gap)
+    torch.testing.assert_close(extent.product(gap, gap), norm.square())
+    torch.testing.assert_close(extent.product(gap, 2 * gap), 2 * norm.square())
+
+
 def test_a_packed_latent_is_measured_in_the_first_part_that_changes():
     """Rows: both parts change; the video is given and only its sound is made; nothing changes."""
     video, sound = torch.full((3, 1, 30), 0.2), torch.full((3, 1, 10), 5.0)

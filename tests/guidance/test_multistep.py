@@ -5,13 +5,13 @@ import torch
 from annealing_guidance_pack.guidance.multistep import LEAST, MOST, Multistep
 
 
-def norm(a, b):
-    return (a - b).flatten(1).norm(dim=1)
+def product(a, b):
+    return (a * b).flatten(1).sum(dim=1)
 
 
 def call(memory, gap, level, ratio=0.5, used=4.0):
     zero, ones = torch.zeros_like(gap), torch.ones(gap.shape[0])
-    return memory.corrected(used * ones, gap, zero, level * ones, ratio * ones, norm)
+    return memory.corrected(used * ones, gap, zero, level * ones, ratio * ones, product)
 
 
 def gaps(*sizes):

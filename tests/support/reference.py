@@ -114,7 +114,7 @@ class GuidedDenoiser:
         ratio = (self.next_level(sigma) / level).clamp(max=0.999)
         down = level * ratio * (1 - self.eta**2 * (1 - ratio**2)).clamp(min=0).sqrt()  # before noise is added
         used = scale * train * self.saturation(scale, level, folding_factor(self.kind, level, down), train)
-        return self.multistep.corrected(used, cond, uncond, level, ratio, lambda a, b: (a - b).flatten(1).norm(dim=1))
+        return self.multistep.corrected(used, cond, uncond, level, ratio, lambda a, b: (a * b).flatten(1).sum(dim=1))
 
     def saturation(self, scale, level, own, train):
         """Not written out again: it is an approximation, with tests of its own."""
