@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def test_the_bundled_scale_belongs_to_the_model(variant):
 
 
 def test_profiles_that_are_there_are_not_measured_again(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(shapes, "FitSettings", lambda: FitSettings(steps=10, hidden_width=8, depth=0))
+    monkeypatch.setattr(shapes, "FitSettings", functools.partial(FitSettings, steps=10, hidden_width=8, depth=0))
     command = ["flow", "--pictures", "16", "--profiles", str(tmp_path), "--output", str(tmp_path)]
     shapes.main(command)
     (shard,) = (tmp_path / "shapes_flow").iterdir()
