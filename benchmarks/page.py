@@ -1,6 +1,6 @@
 """docs/BENCHMARKS.md and its figure, from the results of the benchmarks.
 
-    python tools/dev.py bench page [--results FOLDER] [--output FILE]
+    python tools/dev.py bench page [--results FOLDER] [--output FILE] [--beside FOLDER]
 
 The text is benchmarks/page.md, with a word in braces wherever a table belongs.
 """
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from pathlib import Path
 
-from common import RESULTS, ROOT, import_pack
+from common import RESULTS, ROOT, confidence, import_pack
 
 TEMPLATE = ROOT / "benchmarks" / "page.md"
 PAGE = ROOT / "docs" / "BENCHMARKS.md"
@@ -136,11 +137,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files (benchmarks/results)")
     parser.add_argument("--output", type=Path, default=PAGE)
+    parser.add_argument("--beside", type=Path, help="folder of other results to compare with")
     options = parser.parse_args()
     import_pack(ROOT)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(page_text(options.results, options.output), encoding="utf-8")
     print(options.output)
+    if options.beside:
+        print(agreement(*(json.loads((folder / "quality.json").read_text()) for folder in (options.results, options.beside))))
+
+
+def agreement(found: dict, published: dict) -> str:
+    """How many of the points' shares of prompts right agree with the published ones within both intervals."""
+    within, lines = [], []
+    for variant, steps, cell in cells(found):
+        others = published["variants"].get(variant, {}).get(steps, {"points": {}})["points"]
+        for name, row in cell["points"].items():
+            if not (other := others.get(name)):
+                continue
+            n, more = found["pictures"], published["pictures"]
+            allowed = math.hypot(confidence(row["right"], n), confidence(other["right"], more))
+            within.append(abs(row["right"] - other["right"]) <= allowed)
+            if not within[-1]:
+                lines.append(f"{variant}, {steps} steps, {name}: {row['right']:.1%} here, {other['right']:.1%} there")
+    summary = (
+        f"Prompts drawn right: {sum(within)} of {len(within)} points agree with docs/BENCHMARKS.md within both 95% intervals."
+    )
+    return "\n".join([summary, *lines])
 
 
 if __name__ == "__main__":

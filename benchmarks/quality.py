@@ -205,6 +205,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS)
     parser.add_argument("--steps", nargs="+", type=int, default=STEPS)
     parser.add_argument("--methods", nargs="+", help="draw only these; figures are made from all that are there")
+    parser.add_argument("--settings", nargs="+", help="of these only such settings: 3 0.4")
     parser.add_argument("--pictures", type=int, default=512, help="per point (512); 2048 where there is a GPU")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--samples", type=Path, help="folder for the points (in the cache folder)")
@@ -224,13 +225,13 @@ def main() -> None:
             methods = Methods(demo, steps)
             points: dict[str, dict[str, dict]] = {}
             for method, settings in {**methods.rivals(), **methods.ours(), **ablations(methods)}.items():
-                wanted = options.methods is None or method in options.methods
-                found = {s: gallery.point(steps, method, s, build if wanted else None) for s, build in settings.items()}
-                points[method] = {setting: point for setting, point in found.items() if point}
+                for setting, build in settings.items():
+                    wanted = method in (options.methods or [method]) and setting in (options.settings or [setting])
+                    if point := gallery.point(steps, method, setting, build if wanted else None):
+                        points.setdefault(method, {})[setting] = point
             if options.draw_only:
                 continue
             judgement = judgement or Judgement(gallery)
-            points = {method: settings for method, settings in points.items() if settings}
             results.setdefault(variant, {})[f"{steps}"] = judge(gallery, points, judgement)
             report(variant, steps, results[variant][f"{steps}"])
     if results:

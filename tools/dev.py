@@ -3,7 +3,7 @@
 
     python tools/dev.py demo     pictures with and without annealing guidance, made in a real ComfyUI
     python tools/dev.py test     all the tests, in the same ComfyUI
-    python tools/dev.py bench    one of the benchmarks: bench prompt_following
+    python tools/dev.py bench    the short benchmarks (10 minutes); --full for all of them (a night); or one: bench quality
     python tools/dev.py train    trains the demo model again: train text autoencoder judge flow epsilon
     python tools/dev.py scale    fits the demo's bundled scales again: scale epsilon flow
     python tools/dev.py locales  writes the English texts of the nodes again, for the translators
@@ -35,7 +35,7 @@ import os
 import signal
 from pathlib import Path
 
-from devkit import SetupError, archive, quality
+from devkit import SetupError, archive, benchmarks, quality
 from devkit.cache import cache_folder
 from devkit.environment import TEST_PACKAGES, prepare_host
 from devkit.process import output_of, run_attached
@@ -89,12 +89,27 @@ def use_one_thread() -> None:
 
 
 def bench(options: argparse.Namespace) -> int:
-    """Run `benchmarks/<name>.py` with the same ComfyUI."""
+    """Run `benchmarks/<name>.py` with the same ComfyUI; without a name the short versions, with `--full` all of them."""
+    if not options.rest or options.rest == ["--full"]:
+        return bench_all(full=bool(options.rest))
     names = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
-    name, *arguments = options.rest or [""]
+    name, *arguments = options.rest
     if name not in names:
         raise SetupError(f"there is no benchmark {name!r}: choose one of {', '.join(names)}")
     return run_in_host(str(ROOT / "benchmarks" / f"{name}.py"), *arguments)
+
+
+def bench_all(full: bool) -> int:
+    """Run the benchmarks one after the other, then write their page: into the repository if full, else into bench-output/."""
+    folder = ROOT / "benchmarks" / "results" if full else ROOT / "bench-output"
+    page = ROOT / "docs" / "BENCHMARKS.md" if full else folder / "BENCHMARKS.md"
+    for name, arguments in (benchmarks.FULL if full else benchmarks.SHORT).items():
+        print(f"\n{name}", flush=True)
+        script = str(ROOT / "benchmarks" / f"{name}.py")
+        if status := run_in_host(script, *arguments, "--output", str(folder / f"{name}.json")):
+            return status
+    compared = [] if full else ["--beside", str(ROOT / "benchmarks" / "results")]
+    return run_in_host(str(ROOT / "benchmarks" / "page.py"), "--results", str(folder), "--output", str(page), *compared)
 
 
 def train(options: argparse.Namespace) -> int:
@@ -194,7 +209,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     test_parser = commands.add_parser("test", help="run all tests; further arguments go to pytest", add_help=False)
     test_parser.set_defaults(run=test)
     for command, run, text in (
-        ("bench", bench, "run one of the benchmarks"),
+        ("bench", bench, "run the benchmarks, in short, with --full, or one by its name"),
         ("train", train, "train the demo model again, or parts of it"),
         ("scale", scale, "fit the demo's bundled scales again: epsilon, flow or both"),
         ("locales", locales, "write the nodes' English texts, locales/en, from their schemas"),

@@ -56,7 +56,7 @@ def test_a_comfyui_that_is_too_old_is_refused_with_both_versions(tmp_path):
 def test_an_unknown_benchmark_is_answered_with_the_known_ones(tmp_path):
     done = run_dev("bench", "nonsense", environment=environment_with(tmp_path / "cache"))
     assert "no benchmark 'nonsense'" in sentence(done)
-    assert "prompt_following" in sentence(done)
+    assert "quality" in sentence(done)
 
 
 def test_without_network_it_says_so_and_leaves_nothing(tmp_path):

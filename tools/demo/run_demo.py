@@ -21,7 +21,7 @@ from demo.grid import labelled_grid
 
 WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "api" / "demo.json"
 # Scenes that the demo model never saw in training. Every prompt has a seed of its own, the same in every column. The seeds
-# are typical: without guidance as many of the eight go wrong as of all 512 held-out prompts (benchmarks/prompt_following.py).
+# are typical: without guidance as many of the eight go wrong as of all 512 held-out prompts (benchmarks/quality.py).
 FIRST_SEED = 11
 PROMPTS = [
     "a red circle left of a green cross",
