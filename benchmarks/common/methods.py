@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 
 import comfy.samplers
+from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_apg import APG
 from comfy_extras.nodes_cfg import CFGZeroStar
 from comfy_extras.nodes_mahiro import Mahiro
@@ -19,11 +20,13 @@ from . import pack_module
 from .demo import Demo
 
 Run = Callable[[], tuple]
+Patch = Callable[[ModelPatcher], ModelPatcher]
 
 CFG_SCALES = (1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0)
 CFG_PP_STRENGTHS = (1.5, 2.0, 3.0, 4.0, 5.0, 7.5)  # as the mean CFG scale of the same steps; see cfg_pp
 RIVAL_SCALES = (2.0, 3.0, 5.0, 7.5)
 LAMBDAS = (0.0, 0.05, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9)
+APG_SETTINGS = {"eta": 0.0, "norm_threshold": 0.0, "momentum": -0.5}  # the paper's, without the bound on the norm
 INTERVAL = 0.28, 5.42  # noise-to-signal ratios between which Kynkaanniemi et al. (arXiv 2404.07724) guide ImageNet-512
 
 
@@ -73,7 +76,7 @@ class Methods:
             "CFG": {f"{scale:g}": self._cfg(scale) for scale in CFG_SCALES},
             "CFG++": self._cfg_pp(),
             "RescaleCFG": self._patched(lambda: RescaleCFG().patch(model, 0.7)[0]),
-            "APG": self._patched(lambda: APG.execute(model, eta=0.0, norm_threshold=0.0, momentum=-0.5)[0]),
+            "APG": self._patched(lambda: APG.execute(model, **APG_SETTINGS)[0]),
             "CFGZeroStar": self._patched(lambda: CFGZeroStar.execute(model)[0]),
             "CFG, dpmpp_2m": {f"{scale:g}": self._cfg(scale, solver=True) for scale in RIVAL_SCALES},
             "TCFG": self._patched(lambda: TCFG.execute(model)[0]),
@@ -86,14 +89,17 @@ class Methods:
         return {
             "annealing": self.annealing(self.demo.scale),
             "annealing, dpmpp_2m": self.annealing(self.demo.scale, solver=True),
+            "annealing and APG": self.annealing(self.demo.scale, patch=lambda model: APG.execute(model, **APG_SETTINGS)[0]),
         }
 
-    def annealing(self, scale_model, solver: bool = False, lambdas=LAMBDAS, **settings) -> dict[str, Run]:
-        """lambda -> run of the guider. solver: with dpmpp_2m instead of null renoising."""
+    def annealing(
+        self, scale_model, solver: bool = False, lambdas=LAMBDAS, patch: Patch = lambda model: model, **settings
+    ) -> dict[str, Run]:
+        """lambda -> run of the guider. solver: with dpmpp_2m instead of null renoising. patch: another node before it."""
 
         def run(value: float) -> Run:
             return lambda: (
-                self.demo.annealing(scale_model, value, **settings),
+                self.demo.annealing(scale_model, value, model=patch(self.demo.model), **settings),
                 self.dpmpp_2m if solver else self.null,
                 self.solver_sigmas if solver else self.sigmas,
             )
