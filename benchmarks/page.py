@@ -117,7 +117,25 @@ def training_grid(results: dict, _page: Path) -> dict[str, str]:
     return {"training_grid.about": heading, "training_grid.table": "\n\n".join(tables)}
 
 
-SECTIONS = {"quality": quality, "training_grid": training_grid}
+def ring(results: dict, page: Path) -> dict[str, str]:
+    columns = {
+        "aligned": "{aligned:.1%} ± {aligned_interval:.1%}",
+        "coverage": "{coverage:.2f} ± {coverage_interval:.2f}",
+        "off the ring": "{off_ring:.3f}",
+        "distance to its own data": "{distance:.3f} ± {distance_interval:.3f}",
+    }
+    most = max(results["steps"], key=int)
+    level = f"{results['level']:.0%}"
+    found = {f"{method}, {steps} steps": row for steps, rows in results["at_level"].items() for method, row in rows.items()}
+    at_level = {"coverage": "{coverage:.2f}", "off the ring": "{off_ring:.3f}", "distance to its own data": "{distance:.3f}"}
+    rows = f"<details><summary>{most} steps, all settings</summary>\n\n{table(results['steps'][most], columns)}\n\n</details>"
+    return {
+        "ring.about": f"{about(results)} {results['samples']} points a row.",
+        "ring.table": f"At {level} aligned, between the two settings around it:\n\n{table(found, at_level)}\n\n{rows}",
+    }
+
+
+SECTIONS = {"quality": quality, "training_grid": training_grid, "ring": ring}
 
 
 def page_text(results_folder: Path, page: Path) -> str:

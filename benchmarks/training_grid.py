@@ -19,8 +19,8 @@ from quality import REFERENCES, VARIANTS, Gallery
 
 STEPS = 20
 LAMBDAS = (0.0, 0.4, 0.8)
-EPSILON_GRIDS = (20, 50, 100)  # timesteps a step: 50, 20, 10 steps
-FLOW_GRIDS = (50, 28, 14)  # steps
+EPSILON_GRIDS = (20, 50, 100, 200)  # timesteps a step: 50, 20, 10, 5 steps
+FLOW_GRIDS = (50, 28, 14, 7)  # steps
 PAPER_DIVISOR = 5.0
 
 

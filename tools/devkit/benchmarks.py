@@ -2,7 +2,7 @@
 
 SHORT = {
     "quality": ("--steps", "20", "--pictures", "64", "--methods", "no guidance", "CFG", "CFG++", "annealing"),
-    "ring": ("--short",),
+    "ring": ("--samples", "512", "--figure", "bench-output/ring.png"),
     "cost": (),
 }
 # A night on two cores, and most of it is quality's.
