@@ -302,6 +302,8 @@ def _network(info: ScaleInfo, config: NetworkConfig, tensors: dict[str, Any], pa
             raise _unusable(path, f"its weights in {key!r} hold NaN, infinity or no floating-point numbers")
     network = ScaleNetwork(info, config)
     network.load_state_dict({key: value.float() for key, value in tensors.items()})
+    if not network.largest_value() <= torch.finfo(torch.float32).max:
+        raise _unusable(path, "its weights or its normalisation are so large that the scale could come out as NaN")
     return network
 
 

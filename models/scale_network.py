@@ -80,7 +80,7 @@ class ScaleNetwork(ScaleModel):
         """See ScaleModel.forward. The scale lies within config.min_scale .. config.max_scale."""
         config, device = self.config, timestep.device
         self._move_to(device)
-        timesteps, gap_norms, lambdas = torch.broadcast_tensors(  # type: ignore[no-untyped-call]
+        timesteps, gap_norms, lambdas = torch.broadcast_tensors(
             timestep.to(torch.float32).reshape(-1).clamp(0, TIMESTEP_RANGE),
             gap_norm.to(device, torch.float32).reshape(-1).nan_to_num(nan=config.max_gap_norm).clamp(0, config.max_gap_norm),
             _lambda_tensor(guidance_lambda, device),
@@ -92,6 +92,20 @@ class ScaleNetwork(ScaleModel):
                 hidden = torch.relu(layer(hidden))
             scale: torch.Tensor = 1.0 + self.layers[-1](hidden).squeeze(-1)
         return scale.clamp(config.min_scale, config.max_scale)
+
+    @torch.no_grad()
+    def largest_value(self) -> float:
+        """What no value on the way from any input to the scale exceeds in size; infinity and NaN where there is no such bound."""
+        config = self.config
+        inputs = (1.0, config.max_gap_norm / config.gap_divisor, 1.0)
+        angles = max(inputs) * max(map(abs, config.frequencies), default=0.0)
+        cosines = [1.0] * len(config.frequencies)
+        values = torch.tensor([value for x in inputs for value in (x, *cosines)], dtype=torch.float64)
+        largest = [values.max(), values.new_tensor(angles)]
+        for layer in self.layers:
+            values = layer.weight.double().abs() @ values + layer.bias.double().abs()
+            largest.append(values.max())
+        return float(torch.stack(largest).max())
 
     def _embed(self, x: torch.Tensor) -> torch.Tensor:
         """[B, 3] -> [B, 3, 1 + len(frequencies)]: of each input x: x, cos(f x) for each frequency f."""

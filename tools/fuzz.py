@@ -17,11 +17,12 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from types import FrameType
 
 from devkit.in_process import import_comfyui, import_pack
 
 ROOT = Path(__file__).resolve().parent.parent
-FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.", "socket.", "ctypes.", "pty.", "urllib.", "exec")
+FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.", "socket.", "ctypes.", "pty.", "urllib.")
 
 
 def peak_megabytes() -> float:
@@ -33,6 +34,53 @@ def peak_megabytes() -> float:
     return 0.0
 
 
+class Watch:
+    """Tells, through Python's audit hooks, what the code inside `with watch:` makes Python do. What is forbidden does not happen:
+    it raises AssertionError. folder: the only one in which files may be opened."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.watching = folder, False
+        self.loaded: set[str] = set()
+        sys.addaudithook(self._audit)
+
+    def __enter__(self) -> None:
+        self.loaded = set(sys.modules)
+        self.watching = True
+
+    def __exit__(self, *_: object) -> None:
+        self.watching = False
+
+    def _audit(self, event: str, arguments: tuple) -> None:
+        if not self.watching:
+            return
+        if event == "open" and isinstance(arguments[0], (str, bytes)):
+            path = Path(os.fsdecode(arguments[0]))
+            # Sources are opened for tracebacks, and where torch imports a part of itself.
+            if not path.is_relative_to(self.folder) and path.suffix not in (".py", ".pyc"):
+                self._forbid(f"{path} was opened")
+        elif event == "exec":
+            if not self._is_known(_imported()):
+                self._forbid(f"code was run: {arguments[0]}")
+        elif event.startswith(FORBIDDEN) or event == "import" and not self._is_known(arguments[0]):
+            self._forbid(f"{event} {str(arguments)[:200]}")
+
+    def _is_known(self, module: str) -> bool:
+        """Whether it is a part of a package that was there before."""
+        return module.partition(".")[0] in self.loaded
+
+    def _forbid(self, what: str) -> None:
+        self.watching = False
+        raise AssertionError(what)
+
+
+def _imported() -> str:
+    """The module that Python is importing, "" for none: it runs the module's code, which may run text as dataclasses do."""
+    frame: FrameType | None = sys._getframe()
+    while frame and (frame.f_code.co_filename, frame.f_code.co_name) != ("<frozen importlib._bootstrap>", "_find_and_load"):
+        frame = frame.f_back
+    return frame.f_locals["name"] if frame else ""
+
+
 class Judge:
     """Reads one file after another and counts. A judgement that fails keeps the file and ends the program."""
 
@@ -42,62 +90,43 @@ class Judge:
         self.readers, self.folder, self.options = Readers(folder), folder, options
         self.inputs = self.loaded = 0
         self.slowest = 0.0
-        self.watched = False
         for kind, seeds in self.readers.seeds.items():
             for seed in seeds:
                 assert self.readers.read(kind, seed)
                 self.readers_refuse(kind)
         self.memory = peak_megabytes()
         self.start = time.monotonic()
-        sys.addaudithook(self.audit)
+        self.watch = Watch(folder)
 
     def readers_refuse(self, kind: str) -> None:
         """What is imported for refusals is imported before anything is watched."""
         for data in (b"", b"x" * 40, b"PK\x05\x06" + bytes(18)):
             assert not self.readers.read(kind, data)
 
-    def audit(self, event: str, arguments: tuple) -> None:
-        """What the file makes Python do, told by Python itself."""
-        if not self.watched:
-            return
-        if event == "open" and isinstance(arguments[0], (str, bytes)):
-            path = Path(os.fsdecode(arguments[0]))
-            # Sources are opened for tracebacks, and where torch imports a part of itself.
-            if not path.is_relative_to(self.folder) and path.suffix not in (".py", ".pyc"):
-                self.complain(f"{path} was opened")
-        elif event.startswith(FORBIDDEN) or event == "import" and arguments[0].partition(".")[0] not in sys.modules:
-            self.complain(f"{event} {str(arguments)[:200]}")
-
-    def complain(self, why: str) -> None:
-        self.watched = False
-        raise AssertionError(why)
-
     def read(self, kind: str, data: bytes) -> None:
         began = time.monotonic()
-        self.watched = True
         try:
-            self.loaded += self.readers.read(kind, data)
+            with self.watch:
+                self.loaded += self.readers.read(kind, data)
         except BaseException as error:
-            self.watched = False
-            kept = ROOT / f"fuzz-{kind}-{time.time_ns()}.bin"
-            kept.write_bytes(data)
-            print(f"\n{error}\nThe file is kept as {kept}.", flush=True)
-            os._exit(1)
-        self.watched = False
+            self.complain(f"{type(error).__name__}: {error}.", kind, data)
         self.inputs += 1
         took = time.monotonic() - began
         self.slowest = max(self.slowest, took)
         grown = peak_megabytes() - self.memory
         if took > self.options.seconds or grown > self.options.megabytes:
-            kept = ROOT / f"fuzz-{kind}-{time.time_ns()}.bin"
-            kept.write_bytes(data)
-            print(f"\nIt took {took:.1f} s, and {grown:.0f} MB more than at the start. The file is kept as {kept}.", flush=True)
-            os._exit(1)
+            self.complain(f"It took {took:.1f} s, and {grown:.0f} MB more than at the start.", kind, data)
         if self.inputs % 20_000 == 0:
             print(self.told(), flush=True)
         if time.monotonic() - self.start > 60 * self.options.minutes:
             print(f"{self.told()} No complaint.", flush=True)
             os._exit(0)  # atheris has no other end
+
+    def complain(self, why: str, kind: str, data: bytes) -> None:
+        kept = ROOT / f"fuzz-{kind}-{time.time_ns()}.bin"
+        kept.write_bytes(data)
+        print(f"\n{why} The file is kept as {kept}.", flush=True)
+        os._exit(1)
 
     def told(self) -> str:
         minutes = (time.monotonic() - self.start) / 60
@@ -143,16 +172,27 @@ def main() -> None:
                 judge.read(kind, mutated(seed, chance))
 
         def change(data: bytes, max_size: int, seed: int) -> bytes:
-            """One more change of a file that reached something new; its first byte says which reader it is for."""
+            """A file that reached something new, or a good one, changed. The first byte says which reader it is for."""
             chance = random.Random(seed)
-            changed = data[:1] + mutated(data[1:], chance) if data[1:] else b"\0" + mutated(seeds[0][1], chance)
+            kind, good = chance.choice(seeds)
+            # What reached something new is mostly broken, and what is broken reaches nothing that comes after the checks.
+            again = data[1:] and chance.random() < 0.5
+            changed = data[:1] + mutated(data[1:], chance) if again else bytes([kind == "profile"]) + mutated(good, chance)
             return changed[:max_size]
 
         corpus = Path(folder, "corpus")
         corpus.mkdir()
         for number, (kind, seed) in enumerate(seeds):
             (corpus / str(number)).write_bytes(bytes([kind == "profile"]) + seed)
-        arguments = ["fuzz", f"-seed={options.seed + 1}", "-max_len=100000", "-timeout=60", "-verbosity=0", str(corpus)]
+        arguments = [
+            "fuzz",
+            f"-seed={options.seed + 1}",
+            "-max_len=100000",
+            "-timeout=60",
+            "-mutate_depth=1",
+            "-verbosity=0",
+            str(corpus),
+        ]
         atheris.Setup(
             arguments, lambda data: judge.read("profile" if data[:1] == b"\1" else "scale", data[1:]), custom_mutator=change
         )

@@ -15,6 +15,8 @@ from annealing_guidance_pack.models.fixed_scale import FixedScale
 from annealing_guidance_pack.models.scale_file import FORMAT, MAX_FILE_BYTES, load_scale, save_scale
 from annealing_guidance_pack.models.scale_model import ScaleInfo
 from annealing_guidance_pack.models.scale_network import NetworkConfig
+from hypothesis import given
+from hypothesis import strategies as st
 from scales import INFO, checkpoint, made_up_network
 
 GOLDEN = Path(__file__).parent.parent / "data" / "scale_grid.json"
@@ -245,6 +247,31 @@ def test_weights_that_are_no_finite_numbers(scale_file, bad):
 
 
 # --- checkpoints that cannot be used ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["layers.0.weight", "layers.1.bias", "gap_divisor", "frequencies"])
+def test_a_network_whose_values_could_leave_float32(scale_file, part):
+    """Each number is a finite one, and yet inf - inf or cos(inf) would give a scale that is NaN."""
+    if part.startswith("layers"):
+        rewrite(scale_file, lambda tensors: tensors | {part: torch.full_like(tensors[part], 3e38)})
+    else:
+        rewrite(scale_file, **{part: {"gap_divisor": "1e-37", "frequencies": "[1.0, 2.0, 3e38]"}[part]})
+    assert "could come out as NaN" in refused(scale_file)
+
+
+@given(
+    st.integers(0, 2**20),
+    st.floats(0.01, 1e6),
+    st.tuples(st.floats(0, 1000), st.floats(0, 1e9), st.floats(0, 1)),
+)
+def test_no_scale_exceeds_the_largest_value(seed, factor, inputs):
+    config = NetworkConfig(hidden_width=4, depth=1, min_scale=-math.inf, max_scale=math.inf)
+    network = made_up_network(config=config, seed=seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter *= factor
+        scale = network(*map(torch.tensor, inputs))
+    assert abs(scale - 1) <= network.largest_value() * (1 + 1e-5)
 
 
 def saved(content, path, **options):
