@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import torch
 
+from .host_types import PreparedConditioning
+
 # What can leave a conditioning without effect at a step, or at a place: outside its range, its area or its mask, no strength.
 _LIMITS = ("timestep_start", "timestep_end", "area", "mask", "strength")
 
 
-def may_cover_nothing(conds: list[dict]) -> bool:
+def may_cover_nothing(conds: PreparedConditioning) -> bool:
     """Whether each of these prepared conditionings has something that can leave it out."""
     return all(any(limit in cond for limit in _LIMITS) for cond in conds)
 
 
-def covers_nothing(conds: list[dict], prediction: torch.Tensor) -> torch.Tensor:
+def covers_nothing(conds: PreparedConditioning, prediction: torch.Tensor) -> torch.Tensor:
     """Where these prepared conditionings give no prediction: [B, 1, ...], bool, found without waiting for the device.
 
     Zeros alone are no proof: the best prediction at pure noise is the data's mean, which may be zero. So they count only

@@ -20,8 +20,10 @@ from collections.abc import Sequence
 
 import comfy.model_base
 import torch
+from comfy.model_patcher import ModelPatcher
 
 from . import units
+from .host_types import ModelSampling, Options
 
 ANIMATEDIFF = "ADE"  # under which AnimateDiff-Evolved attaches its motion models to a model
 
@@ -36,7 +38,7 @@ class GapExtent:
         self._mask: torch.Tensor | None = None
         self._weight: torch.Tensor | None = None
 
-    def follow_mask(self, model_options: dict) -> None:
+    def follow_mask(self, model_options: Options) -> None:
         """Learn from ComfyUI which mask each model call is masked with.
 
         model_options: the run's own. Its denoise_mask_function is asked for every call of a run that has a mask, right
@@ -44,7 +46,7 @@ class GapExtent:
         """
         given = model_options.get("denoise_mask_function")
 
-        def followed(sigma, denoise_mask, extra_options):
+        def followed(sigma: torch.Tensor, denoise_mask: torch.Tensor, extra_options: Options) -> torch.Tensor:
             mask = given(sigma, denoise_mask, extra_options=extra_options) if given else denoise_mask
             if mask is not self._mask:  # an unchanging mask is prepared once per run
                 self._mask, self._weight = mask, None
@@ -57,7 +59,7 @@ class GapExtent:
         return self._parts[0] if self._is_packed else prediction[0].numel()
 
     def gap_norm(
-        self, model_sampling: torch.nn.Module, cond: torch.Tensor, uncond: torch.Tensor, sigma: torch.Tensor
+        self, model_sampling: ModelSampling, cond: torch.Tensor, uncond: torch.Tensor, sigma: torch.Tensor
     ) -> torch.Tensor:
         """units.gap_norm of the values that count, for a latent of `numel` values: [B], float32."""
         if self._weight is None and (self._is_packed or self._mask is not None):
@@ -91,7 +93,7 @@ class GapExtent:
         return total.mean(dim=0, keepdim=True) if self._frames_on_batch else total
 
 
-def has_frames_on_batch(model_patcher, model_options: dict) -> bool:
+def has_frames_on_batch(model_patcher: ModelPatcher, model_options: Options) -> bool:
     """Whether a batch of this model is one video: AnimateDiff-Evolved, SVD and SV3D, context windows along the batch."""
     return (
         bool(model_patcher.get_additional_models_with_key(ANIMATEDIFF))

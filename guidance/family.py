@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import comfy.model_base
 import comfy.model_sampling
+from comfy.model_patcher import ModelPatcher
 
 from ..models import catalogue
 from ..models.errors import AnnealingError
 from . import units
 
 
-def default_scale_name(model_patcher) -> str:
+def default_scale_name(model_patcher: ModelPatcher) -> str:
     """The name of the family's own scale, as the loader lists it.
 
     A model configuration may name one itself in `annealing_scale` (the bundled Shapes models do). SDXL base and what was

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
 
 from ..models.errors import AnnealingError
 from . import units
+from .host_types import Conditioning, Options, Sampler
 from .live import LiveChart
 from .step import Guidance, GuidedRun, guided_step
 from .trace import AnnealingTrace
@@ -22,7 +27,7 @@ class AnnealingCFGGuider(comfy.samplers.CFGGuider):
     trace: filled during every run, replaced by the next one. live: the chart that follows every run, if any.
     """
 
-    def __init__(self, model_patcher, guidance: Guidance, live: LiveChart | None = None):
+    def __init__(self, model_patcher: ModelPatcher, guidance: Guidance, live: LiveChart | None = None):
         super().__init__(model_patcher)
         units.require_match(guidance.scale_model.info, model_patcher.get_model_object("model_sampling"))
         self.guidance = guidance
@@ -30,22 +35,27 @@ class AnnealingCFGGuider(comfy.samplers.CFGGuider):
         self.live = live
         self.run: GuidedRun | None = None
 
-    def set_conds(self, positive, negative) -> None:
+    def set_conds(self, positive: Conditioning, negative: Conditioning) -> None:
         if not negative:
             raise AnnealingError(NO_NEGATIVE_GIVEN)
         super().set_conds(positive, negative)
 
-    def outer_sample(self, noise, latent_image, sampler, sigmas, *args, **kwargs):
+    def outer_sample(
+        self, noise: torch.Tensor, latent_image: torch.Tensor, sampler: Sampler, sigmas: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         # Guiders are cached between runs: everything that belongs to a run begins here.
-        self.run = GuidedRun(self.guidance, self.trace, self.model_patcher, sampler, self.live)
+        run = self.run = GuidedRun(self.guidance, self.trace, self.model_patcher, sampler, self.live)
         try:
-            self.run.begin(self, noise, sigmas, kwargs.get("latent_shapes"))
+            run.begin(self, noise, sigmas, kwargs.get("latent_shapes"))
             output = super().outer_sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
-            run, self.run = self.run, None
+            self.run = None
         run.finish()
         return output
 
-    def predict_noise(self, x, timestep, model_options=None, seed=None):
+    def predict_noise(
+        self, x: torch.Tensor, timestep: torch.Tensor, model_options: Options | None = None, seed: int | None = None
+    ) -> torch.Tensor:
+        assert self.run is not None, "ComfyUI predicts inside outer_sample"
         conds = self.conds
         return guided_step(self.run, self.inner_model, conds["positive"], conds["negative"], x, timestep, model_options or {})

@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -36,9 +36,9 @@ class LiveChart:
     node: the node's execution id. send: takes an event's name and its data. say: shows a text under the node.
     """
 
-    def __init__(self, node: str, send: Callable[[str, dict], None], say: Callable[[str], None]):
+    def __init__(self, node: str, send: Callable[[str, dict[str, Any]], None], say: Callable[[str], None]):
         self.node, self._send, self._say = node, send, say
-        self._head: dict = {}
+        self._head: dict[str, Any] = {}
         self._sent, self._last_time = 0, -math.inf
         self._copies: deque[_Copy] = deque()
 
@@ -97,12 +97,12 @@ def _copy_of(values: torch.Tensor) -> _Copy:
     return _Copy(host, done)
 
 
-def _as_json(values: torch.Tensor) -> dict:
+def _as_json(values: torch.Tensor) -> dict[str, Any]:
     sigma, gap_norm, scale, used = ([x if math.isfinite(x) else None for x in row] for row in values.tolist())
     return {"sigma": sigma[0], "gap_norm": gap_norm, "scale": scale, "used": used}
 
 
-def _in_words(call: dict, folded: bool) -> str:
+def _in_words(call: dict[str, Any], folded: bool) -> str:
     """ "scale 1.04, CFG 8.2", with the range over the batch where the samples differ."""
     words = f"scale {_range(call['scale'], '.2f')}"
     return f"{words}, CFG {_range(call['used'], '.1f')}" if folded else words

@@ -61,10 +61,9 @@ class Multistep:
         if not self.applies:
             return used
         gap = cond.to(torch.float32) - uncond.to(torch.float32)
-        if self._latest is None:
+        if self._latest is None or self._before is None:
             self._latest = self._before = (torch.zeros_like(level), torch.zeros_like(gap))
-        self._before = self._call_before(level)
-        last_level, last_pull = self._before
+        self._before = last_level, last_pull = _call_before(level, self._latest, self._before)
 
         weight, carry = self._weight(level, ratio, last_level)
         along = product(last_pull, gap) / product(gap, gap)
@@ -72,16 +71,6 @@ class Multistep:
         used = used * share.clamp(LEAST, MOST)
         self._latest = level, per_sample(used, gap) * gap
         return used
-
-    def _call_before(self, level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Level and pull of the latest call with more noise than this; zeros where there is none."""
-        latest = self._latest[0]
-        further, nearer = latest > level * (1 + SAME_SIGMA), latest < level * (1 - SAME_SIGMA)
-        chosen = []
-        for newer, older in zip(self._latest, self._before, strict=True):
-            kept = torch.where(per_sample(nearer, older), 0.0, older)
-            chosen.append(torch.where(per_sample(further, newer), newer, kept))
-        return chosen[0], chosen[1]
 
     def _weight(self, level: torch.Tensor, ratio: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """c, 0 on the first and the last step, and what the pull of the call before counts now."""
@@ -93,3 +82,15 @@ class Multistep:
             weight = torch.full_like(level, GRADIENT_ESTIMATION)
         known = (last > 0) & (ratio > 0)
         return torch.where(known, weight, 0.0), torch.where(known, carry, 0.0)
+
+
+def _call_before(
+    level: torch.Tensor, latest: tuple[torch.Tensor, torch.Tensor], before: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Level and pull of the latest call with more noise than this; zeros where there is none."""
+    further, nearer = latest[0] > level * (1 + SAME_SIGMA), latest[0] < level * (1 - SAME_SIGMA)
+    chosen = []
+    for newer, older in zip(latest, before, strict=True):
+        kept = torch.where(per_sample(nearer, older), 0.0, older)
+        chosen.append(torch.where(per_sample(further, newer), newer, kept))
+    return chosen[0], chosen[1]

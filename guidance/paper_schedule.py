@@ -5,16 +5,17 @@ from __future__ import annotations
 import torch
 
 from . import units
+from .host_types import ModelSampling
 
 
-def sigmas(model_sampling: torch.nn.Module, steps: int) -> torch.Tensor:
+def sigmas(model_sampling: ModelSampling, steps: int) -> torch.Tensor:
     """Descending sigmas of a whole run and a final 0: [steps + 1], float32, on the CPU.
 
     Epsilon models: leading spacing with offset 0 (980, 960, ..., 0 for 50 steps of 1000 timesteps).
     Flow models: times 1, 1 - 1/steps, ..., 1/steps through the model's shift; a flow run begins with pure noise.
     At most as many steps as the model's table has entries.
     """
-    table = model_sampling.sigmas.float().cpu()
+    table: torch.Tensor = model_sampling.sigmas.float().cpu()
     steps = min(steps, len(table))
     index = torch.arange(steps)
     if units.prediction_kind(model_sampling) == "epsilon":

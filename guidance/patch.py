@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from ..models.errors import AnnealingError
 from . import units
 from .guider import NO_NEGATIVE_GIVEN, AnnealingCFGGuider
+from .host_types import Options, Sampler
 from .live import LiveChart
 from .step import Guidance, GuidedRun, guided_step
 from .trace import AnnealingTrace
@@ -15,7 +20,9 @@ from .trace import AnnealingTrace
 KEY = "annealing_guidance"
 
 
-def patch_model(model_patcher, guidance: Guidance, live: LiveChart | None = None) -> tuple[object, AnnealingTrace]:
+def patch_model(
+    model_patcher: ModelPatcher, guidance: Guidance, live: LiveChart | None = None
+) -> tuple[ModelPatcher, AnnealingTrace]:
     """A clone of the model that is guided wherever it is sampled, and the trace of its latest run. live: follows every run.
 
     A model that was patched before gets the new guidance instead of the old, not both.
@@ -38,35 +45,46 @@ class AnnealingPatch:
         self.live = live
         self.run: GuidedRun | None = None
 
-    def outer_sample(self, executor: WrapperExecutor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+    def outer_sample(
+        self,
+        executor: WrapperExecutor,
+        noise: torch.Tensor,
+        latent_image: torch.Tensor,
+        sampler: Sampler,
+        sigmas: torch.Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
         guider = executor.class_obj
         if isinstance(guider, AnnealingCFGGuider):  # has its own guidance
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         _require_cfg(guider)
-        self.run = GuidedRun(self.guidance, self.trace, guider.model_patcher, sampler, self.live)
+        run = self.run = GuidedRun(self.guidance, self.trace, guider.model_patcher, sampler, self.live)
         try:
-            self.run.begin(guider, noise, sigmas, kwargs.get("latent_shapes"))
+            run.begin(guider, noise, sigmas, kwargs.get("latent_shapes"))
             output = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
-            run, self.run = self.run, None
+            self.run = None
         run.finish()
         return output
 
-    def predict_noise(self, executor: WrapperExecutor, *args, **kwargs):
-        guider = executor.class_obj
-        if self.run is None:
+    def predict_noise(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        guider, run = executor.class_obj, self.run
+        if run is None:
             return executor(*args, **kwargs)
 
-        def guided(x, timestep, model_options=None, seed=None):
+        def guided(
+            x: torch.Tensor, timestep: torch.Tensor, model_options: Options | None = None, seed: int | None = None
+        ) -> torch.Tensor:
             positive, negative = guider.conds["positive"], guider.conds["negative"]
-            return guided_step(self.run, guider.inner_model, positive, negative, x, timestep, model_options or {})
+            return guided_step(run, guider.inner_model, positive, negative, x, timestep, model_options or {})
 
         # Only the innermost function is replaced: other packs' wrappers run, whether they were added before or after.
         rest = WrapperExecutor.new_class_executor(guided, guider, executor.wrappers, executor.idx + 1)
         return rest.execute(*args, **kwargs)
 
 
-def _require_cfg(guider) -> None:
+def _require_cfg(guider: comfy.samplers.CFGGuider) -> None:
     """AnnealingError for a guider that does anything but CFG with a positive and a negative: the patch would undo it."""
     if not guider.conds.get("negative"):
         raise AnnealingError(NO_NEGATIVE_GIVEN)

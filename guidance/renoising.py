@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import comfy.model_sampling
 import torch
 
+from .host_types import ModelSampling, Sampler
 from .sampler import sample_null_renoising
 
 Renoise = Literal["auto", "null", "folded"]
@@ -27,12 +29,12 @@ ADD_NOISE = ("ancestral", "dpmpp_sde", "m_sde", "x0_sde", "seeds", "ddpm")
 WRONG_ON_FLOW = {"ddpm": "euler_ancestral", "res_multistep_ancestral": "res_multistep"}
 
 
-def calls_several_times(sampler) -> bool:
+def calls_several_times(sampler: Sampler) -> bool:
     """Whether the sampler calls the model several times per step. Unknown samplers count as calling it once."""
     return sampler_name(sampler).startswith(SEVERAL_CALLS)
 
 
-def fresh_noise(sampler) -> float:
+def fresh_noise(sampler: Sampler) -> float:
     """eta: 0 for a sampler that adds no noise, 1 for an ancestral one, inf for one that replaces all noise (lcm)."""
     name = sampler_name(sampler)
     if name == "lcm":
@@ -41,7 +43,7 @@ def fresh_noise(sampler) -> float:
     return float(getattr(sampler, "extra_options", {}).get("eta", 1.0)) if adds_noise else 0.0
 
 
-def unconditional_share(sampler) -> float:
+def unconditional_share(sampler: Sampler) -> float:
     """How much of the unconditional prediction a sampler renoises with: 1 for null renoising (CFG++), 0 for the ordinary step.
 
     Recognised by the sampler's function: the Annealing Sampler's own, and every one with cfg_pp in its name.
@@ -49,18 +51,18 @@ def unconditional_share(sampler) -> float:
     return max(map(_own_unconditional_share, _with_wrapped(sampler)))
 
 
-def _own_unconditional_share(sampler) -> float:
+def _own_unconditional_share(sampler: Sampler) -> float:
     if _function_of(sampler) is sample_null_renoising:
         return sampler.extra_options["renoise_mix"]
     return 1.0 if "cfg_pp" in sampler_name(sampler) else 0.0
 
 
-def is_folded(renoise: Renoise, sampler) -> bool:
+def is_folded(renoise: Renoise, sampler: Sampler) -> bool:
     """Whether the run folds its scale. auto: unless the sampler renoises with the unconditional prediction."""
     return renoise == "folded" or (renoise == "auto" and unconditional_share(sampler) == 0)
 
 
-def advice(folded: bool, sampler, model_sampling: torch.nn.Module) -> str | None:
+def advice(folded: bool, sampler: Sampler, model_sampling: ModelSampling) -> str | None:
     """One sentence where the choice and the sampler, or the sampler and the model, do not go together; else None."""
     name, share = sampler_name(sampler), unconditional_share(sampler)
     if not folded and share == 0:
@@ -90,20 +92,20 @@ def _advice_on_flow(name: str) -> str | None:
     return None
 
 
-def sampler_name(sampler) -> str:
+def sampler_name(sampler: Sampler) -> str:
     """The sampler's name as ComfyUI's lists show it."""
     function = _function_of(sampler)
     return getattr(function, "__name__", type(function).__name__).removeprefix("sample_")
 
 
-def _with_wrapped(sampler) -> list:
+def _with_wrapped(sampler: Sampler) -> list[Sampler]:
     """The sampler, and those that it wraps: detail and noise tools carry another one among their options."""
     options = getattr(sampler, "extra_options", {}).values()
     return [sampler, *(inner for option in options if hasattr(option, "sampler_function") for inner in _with_wrapped(option))]
 
 
-def _function_of(sampler):
-    function = getattr(sampler, "sampler_function", sampler)
+def _function_of(sampler: Sampler) -> Callable[..., torch.Tensor]:
+    function: Any = getattr(sampler, "sampler_function", sampler)
     while isinstance(function, partial):
         function = function.func
     return function

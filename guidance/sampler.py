@@ -6,6 +6,9 @@ CFG++ (arXiv 2406.08070). Written for x = alpha x0 + sigma eps, where alpha is 1
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.samplers
@@ -15,21 +18,23 @@ from tqdm.auto import trange
 
 from ..models.errors import AnnealingError
 from .coverage import covers_nothing, may_cover_nothing
+from .host_types import Options
 
 
 class UnconditionalPrediction:
     """A post-CFG hook that keeps the unconditional denoised prediction of the latest call, as ComfyUI's CFG++ samplers do."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.denoised: torch.Tensor | None = None
 
-    def __call__(self, args: dict) -> torch.Tensor:
+    def __call__(self, args: Options) -> torch.Tensor:
         if not args["uncond"]:
             raise AnnealingError(
                 "The Annealing Sampler renoises with the unconditional prediction, but this guider gives none. Use a guider "
                 "with a negative conditioning (Annealing Guider, CFGGuider), or another sampler."
             )
-        uncond, guided = args["uncond_denoised"], args["denoised"]
+        uncond: torch.Tensor = args["uncond_denoised"]
+        guided: torch.Tensor = args["denoised"]
         if may_cover_nothing(args["uncond"]):
             # Under a guider that lets zeros through, renoising with them would break the picture.
             uncond = torch.where(covers_nothing(args["uncond"], uncond), guided, uncond)
@@ -39,8 +44,16 @@ class UnconditionalPrediction:
 
 @torch.no_grad()
 def sample_null_renoising(
-    model, x, sigmas, extra_args=None, callback=None, disable=None, eta=0.0, renoise_mix=1.0, noise_sampler=None
-):
+    model: comfy.samplers.KSamplerX0Inpaint,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: Options | None = None,
+    callback: Callable[[dict[str, Any]], object] | None = None,
+    disable: bool | None = None,
+    eta: float = 0.0,
+    renoise_mix: float = 1.0,
+    noise_sampler: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
     """x' = alpha' D_w + sigma' eps, with eps from the unconditional prediction: the k-diffusion sampler signature.
 
     eta: 0 (deterministic) .. 1, the share of fresh noise as in DDIM. renoise_mix: 1 renoises with eps_u (null

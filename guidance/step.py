@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import comfy.model_management
 import comfy.samplers
 import torch
+from comfy.model_base import BaseModel
+from comfy.model_patcher import ModelPatcher
 
 from ..models import schedule
 from ..models.errors import AnnealingError
@@ -17,6 +19,7 @@ from ..models.scale_model import ScaleModel
 from . import folding, renoising, units
 from .coverage import covers_nothing, may_cover_nothing, per_sample
 from .extent import GapExtent, has_frames_on_batch
+from .host_types import Options, PreparedConditioning, Sampler
 from .live import LiveChart, can_follow
 from .multistep import Multistep
 from .trace import NO_NEGATIVE, NO_POSITIVE, AnnealingTrace, GuidedCall
@@ -36,7 +39,7 @@ class Guidance:
     renoise: renoising.Renoise = "auto"
     match_training_steps: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.renoise not in renoising.CHOICES:
             raise AnnealingError(f'renoise is "{self.renoise}". Choose one of: {", ".join(renoising.CHOICES)}.')
         if not torch.as_tensor(self.guidance_lambda).isfinite().all():
@@ -46,7 +49,14 @@ class Guidance:
 class GuidedRun:
     """The guidance of one sampling run, resolved for its model and sampler; AnnealingError where they don't fit."""
 
-    def __init__(self, guidance: Guidance, trace: AnnealingTrace, model_patcher, sampler, live: LiveChart | None = None):
+    def __init__(
+        self,
+        guidance: Guidance,
+        trace: AnnealingTrace,
+        model_patcher: ModelPatcher,
+        sampler: Sampler,
+        live: LiveChart | None = None,
+    ):
         self.guidance = guidance
         self.trace = trace
         self.live = live if can_follow(model_patcher.load_device) else None
@@ -64,7 +74,13 @@ class GuidedRun:
         self.extent = GapExtent()
         trace.begin(guidance.scale_model.info.name, guidance.guidance_lambda, self.folded)
 
-    def begin(self, guider, noise: torch.Tensor, sigmas: torch.Tensor, latent_shapes: list | None) -> None:
+    def begin(
+        self,
+        guider: comfy.samplers.CFGGuider,
+        noise: torch.Tensor,
+        sigmas: torch.Tensor,
+        latent_shapes: Sequence[Sequence[int]] | None,
+    ) -> None:
         """Fit the run to what ComfyUI's guider is about to sample; AnnealingError where the lambdas don't fit the batch.
 
         noise: [B, ...], or [B, 1, N] where latent_shapes names several parts; both as outer_sample is given them.
@@ -92,7 +108,7 @@ class GuidedRun:
         for sentence in self.trace.warnings():
             logger.warning("Annealing guidance: %s", sentence)
 
-    def guide(self, cond: torch.Tensor, uncond: torch.Tensor, sigma: torch.Tensor, model_options: dict) -> GuidedCall:
+    def guide(self, cond: torch.Tensor, uncond: torch.Tensor, sigma: torch.Tensor, model_options: Options) -> GuidedCall:
         """The scale of each sample for a pair of denoised predictions [B, ...] at sigma [B]."""
         info = self.guidance.scale_model.info
         level = units.noise_level(self.model_sampling, sigma)
@@ -116,7 +132,7 @@ class GuidedRun:
                 used = self.multistep.corrected(used, cond, uncond, level, ratio, self.extent.product)
         return GuidedCall(sigma.float(), timestep, norm, scale, used, torch.zeros_like(scale))
 
-    def _next_level(self, sigma: torch.Tensor, model_options: dict, next_in_training: torch.Tensor) -> torch.Tensor:
+    def _next_level(self, sigma: torch.Tensor, model_options: Options, next_in_training: torch.Tensor) -> torch.Tensor:
         """The noise level of the run's own next step; that of the training grid where the run tells no schedule."""
         sigmas = model_options.get("transformer_options", {}).get("sample_sigmas")
         if sigmas is None:
@@ -125,7 +141,13 @@ class GuidedRun:
 
 
 def guided_step(
-    run: GuidedRun, model, positive: list[dict], negative: list[dict], x: torch.Tensor, sigma: torch.Tensor, model_options: dict
+    run: GuidedRun,
+    model: BaseModel,
+    positive: PreparedConditioning,
+    negative: PreparedConditioning,
+    x: torch.Tensor,
+    sigma: torch.Tensor,
+    model_options: Options,
 ) -> torch.Tensor:
     """The guided denoised prediction D_u + w (D_c - D_u), shaped like x, with one w per sample.
 
@@ -142,14 +164,14 @@ def guided_step(
     predictions, coverage = _covered(conds, _predict(model, conds, x, sigma, model_options))
 
     if hooks := model_options.get("sampler_pre_cfg_function", []):
-        scale = per_sample(run.guide(*predictions[:2], sigmas, model_options).used, x).to(x.dtype)
+        scale = per_sample(run.guide(predictions[0], predictions[1], sigmas, model_options).used, x).to(x.dtype)
         args = {"conds": conds, "cond_scale": scale, "timestep": sigma, "input": x, "sigma": sigma, "model": model}
         for hook in hooks:
             predictions = hook({**args, "conds_out": predictions, "model_options": model_options})
 
-    call = _with_coverage(run.guide(*predictions[:2], sigmas, model_options), coverage)
-    run.record(call)
     cond, uncond = predictions[:2]
+    call = _with_coverage(run.guide(cond, uncond, sigmas, model_options), coverage)
+    run.record(call)
     scale = per_sample(call.used, x).to(x.dtype)
     with _patch_named(model_options.get("sampler_cfg_function")):
         return comfy.samplers.cfg_function(
@@ -158,7 +180,7 @@ def guided_step(
 
 
 @contextmanager
-def _patch_named(cfg_function: Callable | None) -> Iterator[None]:
+def _patch_named(cfg_function: Callable[..., object] | None) -> Iterator[None]:
     """Says whose error it is where another pack's sampler_cfg_function, if there is one, cannot use a scale per sample."""
     try:
         yield
@@ -181,7 +203,9 @@ def _require_one_lambda_per_sample(lambdas: int, batch: int) -> None:
         )
 
 
-def _predict(model, conds: list, x: torch.Tensor, sigma: torch.Tensor, model_options: dict) -> list[torch.Tensor]:
+def _predict(
+    model: BaseModel, conds: list[PreparedConditioning], x: torch.Tensor, sigma: torch.Tensor, model_options: Options
+) -> list[torch.Tensor]:
     """Both denoised predictions in one call, by ComfyUI's own function or the one that a patch put in its place."""
     if "sampler_calc_cond_batch_function" in model_options:
         return model_options["sampler_calc_cond_batch_function"](
@@ -190,7 +214,9 @@ def _predict(model, conds: list, x: torch.Tensor, sigma: torch.Tensor, model_opt
     return comfy.samplers.calc_cond_batch(model, conds, x, sigma, model_options)
 
 
-def _covered(conds: list, predictions: list[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+def _covered(
+    conds: list[PreparedConditioning], predictions: list[torch.Tensor]
+) -> tuple[list[torch.Tensor], torch.Tensor | None]:
     """Predictions with nothing missing, and the trace's coverage code per sample [B]; None where all is covered for sure.
 
     A gap to a missing prediction is garbage. There, be it the whole latent or the places outside an area, the other

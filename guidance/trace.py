@@ -41,7 +41,7 @@ class AnnealingTrace:
     tensor with one for every sample.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.run = 0  # how many runs began; 0: not sampled yet
         self.scale_name = ""
         self.guidance_lambda: float | torch.Tensor = 0.0

@@ -23,6 +23,7 @@ import torch
 from ..models import schedule
 from ..models.errors import AnnealingError
 from ..models.scale_model import Prediction, ScaleInfo
+from .host_types import ModelSampling
 
 
 def _that_exist(*names: str) -> tuple[type, ...]:
@@ -36,7 +37,7 @@ _VE_FORM = _that_exist("EPS", "V_PREDICTION_DDPM")
 _FLOW = _that_exist("CONST", "COSMOS_RFLOW")
 
 
-def prediction_kind(model_sampling: torch.nn.Module) -> Prediction:
+def prediction_kind(model_sampling: ModelSampling) -> Prediction:
     """Which of the two the model is sampled as; AnnealingError for neither."""
     if not isinstance(model_sampling, _PATHLESS):
         if isinstance(model_sampling, _VE_FORM):
@@ -50,7 +51,7 @@ def prediction_kind(model_sampling: torch.nn.Module) -> Prediction:
     )
 
 
-def require_match(info: ScaleInfo, model_sampling: torch.nn.Module) -> None:
+def require_match(info: ScaleInfo, model_sampling: ModelSampling) -> None:
     """AnnealingError where the scale was made for the other kind of prediction. A fixed rule fits both."""
     kind = prediction_kind(model_sampling)
     if info.prediction not in (None, kind):
@@ -62,7 +63,7 @@ def require_match(info: ScaleInfo, model_sampling: torch.nn.Module) -> None:
         )
 
 
-def noise_level(model_sampling: torch.nn.Module, sigma: torch.Tensor) -> torch.Tensor:
+def noise_level(model_sampling: ModelSampling, sigma: torch.Tensor) -> torch.Tensor:
     """The network's noise level of ComfyUI's sigma, same shape, float32.
 
     epsilon: the VE sigma of data with unit variance, 0..inf. velocity: s, 0..1.
@@ -75,7 +76,7 @@ def noise_level(model_sampling: torch.nn.Module, sigma: torch.Tensor) -> torch.T
     return sigma / model_sampling.sigma_data
 
 
-def sigma_of_level(model_sampling: torch.nn.Module, level: torch.Tensor) -> torch.Tensor:
+def sigma_of_level(model_sampling: ModelSampling, level: torch.Tensor) -> torch.Tensor:
     """ComfyUI's sigma of a noise level, same shape, float32: the inverse of noise_level."""
     if isinstance(model_sampling, comfy.model_sampling.CONST):
         return level.to(torch.float32)
@@ -91,7 +92,7 @@ def network_timestep(kind: Prediction, level: torch.Tensor) -> torch.Tensor:
 
 
 def gap_norm(
-    model_sampling: torch.nn.Module,
+    model_sampling: ModelSampling,
     cond: torch.Tensor,
     uncond: torch.Tensor,
     sigma: torch.Tensor,

@@ -28,7 +28,7 @@ SILENCE_SECONDS = 15  # no byte for this long: give up
 TOTAL_SECONDS = 120  # however slowly the bytes come
 CHUNK = 64 * 1024
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger("annealing_guidance")
 
 Progress = Callable[[int, int], None]  # bytes so far, bytes in all
 
@@ -82,7 +82,7 @@ def find(entry: CatalogueEntry, folders: Iterable[str | os.PathLike[str]]) -> Pa
                 continue
             if _is_entry(path, entry):
                 return path
-            log.warning("%s is not the file of %s (its size or SHA-256 differs) and is not used for it.", path, entry.url)
+            logger.warning("%s is not the file of %s (its size or SHA-256 differs) and is not used for it.", path, entry.url)
     return None
 
 
@@ -96,7 +96,7 @@ def fetch(entry: CatalogueEntry, folder: str | os.PathLike[str], progress: Progr
     if os.environ.get(OFFLINE_VARIABLE, "0") not in ("", "0"):
         raise _not_fetched(entry, folder, f"{OFFLINE_VARIABLE} forbids downloads")
     _require_https(entry, folder, entry.url)
-    log.info("Fetching %s (%.1f MB) to %s", entry.url, entry.size / 1e6, path)
+    logger.info("Fetching %s (%.1f MB) to %s", entry.url, entry.size / 1e6, path)
     try:
         data = _download(entry, folder, progress)
     except (urllib.error.URLError, HTTPException, OSError) as error:
@@ -107,7 +107,7 @@ def fetch(entry: CatalogueEntry, folder: str | os.PathLike[str], progress: Progr
         raise _not_fetched(entry, folder, f"what came ({len(data):,} bytes) does not have the expected SHA-256 {entry.sha256}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda file: file.write(data))
+        write_whole(path, data)
     except OSError as error:
         if not _is_entry(path, entry):  # where another process has just put the same file, Windows refuses to replace it
             raise _not_fetched(entry, folder, f"the folder cannot be written to ({error.strerror or error})") from error

@@ -60,7 +60,7 @@ def save_scale(model: ScaleModel, path: str | os.PathLike[str]) -> None:
     _from_safetensors(data, path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda file: file.write(data))
+        write_whole(path, data)
     except OSError as error:
         raise AnnealingError(f"{path} could not be written: {error}. Choose a folder that can be written to.") from error
 

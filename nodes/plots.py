@@ -130,7 +130,7 @@ def _write_table(trace: AnnealingTrace, prefix: str) -> Path:
         raise AnnealingError(f"csv_prefix is {prefix!r}, which leads out of the output folder. Use a plain name.") from error
     path = Path(folder, f"{name}_{number:05}_.csv")
     try:
-        write_whole(path, lambda file: file.write(trace_table(trace).encode()))
+        write_whole(path, trace_table(trace).encode())
     except OSError as error:
         raise AnnealingError(f"The numbers could not be written to {path}: {error}. Choose another csv_prefix.") from error
     return path

@@ -22,7 +22,7 @@ FOLDER = "annealing_guidance"  # ComfyUI's name for the models folder, also in e
 EXTENSIONS = {".safetensors", ".pt"}
 BUNDLED = Path(__file__).resolve().parent.parent / "models" / "weights"
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger("annealing_guidance")
 
 AnnealingScale = io.Custom("ANNEALING_SCALE")
 
@@ -68,7 +68,7 @@ def _path_of(name: str) -> Path:
     users = folder_paths.get_full_path(FOLDER, name)
     if (bundled := BUNDLED / name).is_file():
         if users:
-            log.warning("%s has the name of a bundled scale, which is used instead. Give it another name to use it.", users)
+            logger.warning("%s has the name of a bundled scale, which is used instead. Give it another name to use it.", users)
         return bundled
     if users is None:
         raise _unknown(name)  # listed a moment ago, and gone

@@ -29,7 +29,7 @@ NO_MATPLOTLIB = (
     'plots, run "python -m pip install matplotlib" with the Python that runs ComfyUI, and restart ComfyUI.'
 )
 
-log = logging.getLogger("annealing_guidance")
+logger = logging.getLogger("annealing_guidance")
 
 
 def picture_of(draw: Callable[[], Figure]) -> torch.Tensor:
@@ -38,7 +38,7 @@ def picture_of(draw: Callable[[], Figure]) -> torch.Tensor:
         return _image(_pixels(draw()))
     except ImportError as error:
         message = NO_MATPLOTLIB.format(reason=error)
-        log.warning(message)
+        logger.warning(message)
         return _written(message)
 
 

@@ -6,7 +6,11 @@ to guide more. The noisier the level, the less of the embedding is left.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+
+from ..guidance.host_types import Conditioning, Options
 
 NOISE_SCALE = 0.025
 
@@ -55,14 +59,15 @@ def perturbed_tokens(
     return result
 
 
-def perturbed_conditioning(conditioning: list, timestep: torch.Tensor, generator: torch.Generator) -> list:
+def perturbed_conditioning(conditioning: Conditioning, timestep: torch.Tensor, generator: torch.Generator) -> Conditioning:
     """A CONDITIONING of one prompt with one perturbed copy per timestep [B] of every embedding; the rest as it was."""
 
-    def copies(embedding, mask_name: str | None, options: dict):
+    def copies(embedding: Any, mask_name: str | None, options: Options) -> Any:
         if not isinstance(embedding, torch.Tensor):
             return embedding
         if embedding.ndim == 3:
-            return perturbed_tokens(embedding, options.get(mask_name), timestep, generator)
+            mask = options.get(mask_name) if mask_name else None
+            return perturbed_tokens(embedding, mask, timestep, generator)
         return perturbed(embedding, timestep, generator)
 
     return [
@@ -74,10 +79,10 @@ def perturbed_conditioning(conditioning: list, timestep: torch.Tensor, generator
     ]
 
 
-def rows_of(conditioning: list, rows: torch.Tensor) -> list:
+def rows_of(conditioning: Conditioning, rows: torch.Tensor) -> Conditioning:
     """Of a perturbed CONDITIONING the copies that belong to these rows; an embedding with one copy for all stays."""
 
-    def pick(embedding):
+    def pick(embedding: Any) -> Any:
         return embedding[rows] if isinstance(embedding, torch.Tensor) and len(embedding) > 1 else embedding
 
     return [

@@ -9,11 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import torch
 import torch.distributed as dist
 
+from ..guidance.host_types import Conditioning
 from ..models.errors import AnnealingError
 from ..models.whole_file import write_whole
 from ..shapes.loader import VARIANTS
@@ -23,7 +25,7 @@ from .grid import training_grid
 from .pictures import PictureMaker, SampleSettings, empty_latent
 from .profile import ProfileSettings
 from .shards import load_folder, measure_into, measured_pictures
-from .sources import ENCODED_AT_ONCE, Loaded, given_jobs, load, pictures_of, prompted_jobs
+from .sources import ENCODED_AT_ONCE, Job, Loaded, given_jobs, load, pictures_of, prompted_jobs
 
 LONGEST_WAIT = timedelta(days=7)  # for the slowest rank
 
@@ -96,7 +98,7 @@ def _file_name(text: str) -> str:
     return text
 
 
-def _described(options) -> str:
+def _described(options: argparse.Namespace) -> str:
     model = options.checkpoint or options.diffusion_model
     return f"{model.stem if model else options.shapes or 'a profile'}, {options.pictures or options.prompts or options.name}"
 
@@ -113,7 +115,7 @@ def ranks() -> Iterator[tuple[int, int]]:
     dist.destroy_process_group()  # not after an error: torchrun ends the other processes then
 
 
-def _from_all(value, world: int) -> list:
+def _from_all(value: Any, world: int) -> list[Any]:
     """What every rank gives."""
     values = [value] * world
     if world > 1:
@@ -121,7 +123,7 @@ def _from_all(value, world: int) -> list:
     return values
 
 
-def _measure(options, folder: Path, rank: int, world: int) -> None:
+def _measure(options: argparse.Namespace, folder: Path, rank: int, world: int) -> None:
     """Measure this rank's share of what no rank has measured yet; afterwards rank 0 has all shards in its folder."""
     if bool(options.pictures) == bool(options.prompts):
         raise AnnealingError("Give either --pictures FOLDER or --prompts FILE: what the model shall be measured on.")
@@ -156,7 +158,16 @@ def _label(rank: int, world: int) -> str:
     return "profile" if world == 1 else f"profile, process {rank + 1} of {world}"
 
 
-def _measure_share(share, folder, loaded: Loaded, negative, settings, maker, options, line: PictureLine) -> None:
+def _measure_share(
+    share: list[Job],
+    folder: Path,
+    loaded: Loaded,
+    negative: Conditioning,
+    settings: ProfileSettings,
+    maker: PictureMaker | None,
+    options: argparse.Namespace,
+    line: PictureLine,
+) -> None:
     """Portion by portion, so that the encoders and the model need not be in memory together."""
     line(0, len(share))
     for start in range(0, len(share), ENCODED_AT_ONCE):
@@ -170,7 +181,7 @@ def _measure_share(share, folder, loaded: Loaded, negative, settings, maker, opt
             measure_into(folder, loaded.model, pictures, negative, settings, options.batch_size, progress)
 
 
-def zeroed(conditioning: list) -> list:
+def zeroed(conditioning: Conditioning) -> Conditioning:
     """As ConditioningZeroOut makes it."""
     return [
         [
@@ -188,10 +199,10 @@ def _bring_together(folder: Path, rank: int, world: int) -> None:
     mine = {str(path.relative_to(folder)): path for path in folder.rglob("*.safetensors")}
     known = set(_from_all(sorted(mine), world)[0])
     sent = {name: path.read_bytes() for name, path in mine.items() if name not in known}
-    received = [None] * world if rank == 0 else None
+    received: list[Any] | None = [None] * world if rank == 0 else None
     dist.gather_object(sent, received)
     for shards in received or []:
         for name, data in shards.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, lambda file, data=data: file.write(data))
+            write_whole(path, data)

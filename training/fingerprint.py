@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from comfy.model_patcher import ModelPatcher
 
 TENSORS, VALUES = 32, 8  # looked at per model, per weight
 TOLERANCE = 0.005  # relative; bfloat16 rounds by at most 0.002
@@ -37,7 +38,7 @@ def digest(value: Any, values_per_tensor: int | None = None) -> bytes:
     return hashed.digest()
 
 
-def _feed(hashed, value: Any, values_per_tensor: int | None) -> None:
+def _feed(hashed: hashlib._Hash, value: Any, values_per_tensor: int | None) -> None:
     if isinstance(value, torch.Tensor):
         values = _plain(value).flatten()
         if values_per_tensor is not None:
@@ -87,8 +88,8 @@ def alike(one: Samples, other: Samples, tolerance: float = TOLERANCE) -> bool:
     """Whether every tensor's samples are within the relative tolerance (Euclidean)."""
     if [len(values) for values in one] != [len(values) for values in other]:
         return False
-    for a, b in zip(one, other, strict=True):
-        a, b = torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
+    for mine, theirs in zip(one, other, strict=True):
+        a, b = torch.tensor(mine, dtype=torch.float64), torch.tensor(theirs, dtype=torch.float64)
         if float((a - b).norm()) > tolerance * float(b.norm()):
             return False
     return True
@@ -122,8 +123,8 @@ class Fingerprint:
         return found
 
 
-def fingerprint(model) -> Fingerprint:
-    """Of a ComfyUI MODEL (ModelPatcher), loaded or not."""
+def fingerprint(model: ModelPatcher) -> Fingerprint:
+    """Of a ComfyUI MODEL, loaded or not."""
     inner = model.model
     weights = {name: weight for name, weight in inner.diffusion_model.named_parameters() if weight.numel() > 0}
     shapes = {name: list(weight.shape) for name, weight in weights.items()}
@@ -144,7 +145,7 @@ def fingerprint(model) -> Fingerprint:
     )
 
 
-def _unpatched(model, key: str, weight: torch.Tensor) -> torch.Tensor:
+def _unpatched(model: ModelPatcher, key: str, weight: torch.Tensor) -> torch.Tensor:
     """The weight of the checkpoint, also while a LoRA is baked into the loaded one."""
     if key in model.backup:
         return model.backup[key].weight

@@ -67,6 +67,9 @@ class Fit:
     constant_loss: float
 
 
+Progress = Callable[[int, int, list[Check]], None]  # step, steps, history
+
+
 class ProfileLoss:
     """The training loss of entries of a profile as a function of their scales.
 
@@ -98,7 +101,7 @@ def fit(
     trained_on: str,
     source: str,
     licence: str,
-    progress: Callable[[int, int, list[Check]], None] | None = None,
+    progress: Progress | None = None,
 ) -> Fit:
     """Fit a scale network to a profile. The same profile and settings give the same network.
 
@@ -182,7 +185,13 @@ def _config(entries: Entries, profile: Profile, settings: FitSettings) -> Networ
     )
 
 
-def _train(network: ScaleNetwork, training: ProfileLoss, held_out: ProfileLoss, settings: FitSettings, progress) -> list[Check]:
+def _train(
+    network: ScaleNetwork,
+    training: ProfileLoss,
+    held_out: ProfileLoss,
+    settings: FitSettings,
+    progress: Progress | None,
+) -> list[Check]:
     """AdamW on random entries, each with a fresh lambda ~ U[0, 1] every time. Leaves the network as it was at its best check."""
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import comfy.samplers
-import torch
 
 from ..guidance import paper_schedule, units
+from ..guidance.host_types import ModelSampling
 from ..models.errors import AnnealingError
 from ..models.schedule import TIMESTEPS
 from .profile import TrainingGrid
@@ -17,7 +17,7 @@ SCHEDULERS = (PAPER, *comfy.samplers.SCHEDULER_NAMES)
 USUAL_STEPS = {"epsilon": 50, "velocity": 28}
 
 
-def training_grid(model_sampling: torch.nn.Module, steps: int = 0, scheduler: str = PAPER) -> TrainingGrid:
+def training_grid(model_sampling: ModelSampling, steps: int = 0, scheduler: str = PAPER) -> TrainingGrid:
     """The grid for ProfileSettings. steps: 0 for the usual number of the model's kind.
 
     scheduler: "paper", the Paper Schedule node's levels (for epsilon models kept as a number of timesteps per step), or one of

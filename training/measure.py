@@ -8,16 +8,20 @@ import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import torch
+from comfy.model_patcher import ModelPatcher
 
 from ..guidance import units
 from ..guidance.coverage import per_sample
+from ..guidance.host_types import Conditioning, ModelSampling, Options
 from ..models.errors import AnnealingError
 from . import cads
 from .pictures import Picture, picture_seed
 from .profile import Entries, ProfileSettings, steps_of_grid
 
 
-def measure_picture(model, picture: Picture, negative: list, settings: ProfileSettings, batch_size: int) -> tuple[Entries, int]:
+def measure_picture(
+    model: ModelPatcher, picture: Picture, negative: Conditioning, settings: ProfileSettings, batch_size: int
+) -> tuple[Entries, int]:
     """(the entries of one picture, values in its latent). The gap norms are the latent's own. The model is left as it was found.
 
     The numbers depend on the model, the picture, the negative and the settings alone. Where the model predicts NaN or infinity,
@@ -44,7 +48,7 @@ def measure_picture(model, picture: Picture, negative: list, settings: ProfileSe
     return Entries.joined(parts), latent.numel()
 
 
-def _as_the_model_samples_it(model, latent: torch.Tensor) -> torch.Tensor:
+def _as_the_model_samples_it(model: ModelPatcher, latent: torch.Tensor) -> torch.Tensor:
     """The latent [C, ...] in float32 on the CPU; a still picture as one frame for a video model."""
     latent = comfy.sample.fix_empty_latent_channels(model, latent.detach().float().cpu()[None])[0]
     channels = model.get_model_object("latent_format").latent_channels
@@ -66,7 +70,7 @@ class _Rows:
     noise: torch.Tensor
 
 
-def _draw_rows(model, latent: torch.Tensor, settings: ProfileSettings, generator: torch.Generator) -> _Rows:
+def _draw_rows(model: ModelPatcher, latent: torch.Tensor, settings: ProfileSettings, generator: torch.Generator) -> _Rows:
     """A picture's rows: each at another step of the grid as long as there are enough, with its own noise."""
     model_sampling = model.get_model_object("model_sampling")
     kind = units.prediction_kind(model_sampling)
@@ -86,9 +90,19 @@ class _Probe(comfy.samplers.Sampler):
 
     def __init__(self, rows: _Rows, knots: tuple[float, ...]):
         self.rows, self.knots = rows, knots
-        self.measured: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self.measured: tuple[torch.Tensor, ...] = ()
 
-    def sample(self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
+    def sample(
+        self,
+        guider: comfy.samplers.CFGGuider,
+        sigmas: torch.Tensor,
+        extra_args: Options,
+        callback: object,
+        noise: torch.Tensor,
+        latent_image: torch.Tensor,
+        denoise_mask: torch.Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> torch.Tensor:
         """Fills `measured`: gap norm [B], first term's coefficients [B, 3], products of the gaps after the step [B, K, K]."""
         model_sampling, options = guider.model_patcher.get_model_object("model_sampling"), extra_args["model_options"]
         sigma, next_sigma = self.rows.sigma.to(noise.device), self.rows.next_sigma.to(noise.device)
@@ -101,17 +115,20 @@ class _Probe(comfy.samplers.Sampler):
         cond, uncond = predict("positive", x, sigma)
         gap_norm = units.gap_norm(model_sampling, cond, uncond, sigma)
         first = first_term(model_sampling, cond, uncond, latent_image, sigma)
-        gaps = []
+        gaps_after = []
         for knot in self.knots:
             x_next = null_renoised(model_sampling, x, uncond + knot * (cond - uncond), uncond, sigma, next_sigma)
-            gaps.append(gap(model_sampling, *predict("clean", x_next, next_sigma), next_sigma))
-        gaps = torch.stack(gaps, dim=1)
+            next_cond, next_uncond = predict("clean", x_next, next_sigma)
+            gaps_after.append(gap(model_sampling, next_cond, next_uncond, next_sigma))
+        gaps = torch.stack(gaps_after, dim=1)
         second = torch.stack([(gaps * own[:, None]).mean(2) for own in gaps.unbind(1)], dim=1)
         self.measured = gap_norm, first, second
         return noise
 
 
-def first_term(model_sampling, cond, uncond, x0, sigma) -> torch.Tensor:
+def first_term(
+    model_sampling: ModelSampling, cond: torch.Tensor, uncond: torch.Tensor, x0: torch.Tensor, sigma: torch.Tensor
+) -> torch.Tensor:
     """Coefficients a, b, c of mean((eps_w - eps)^2) = a + b w + c w^2: [B, 3]. Flow: of mean((v_w - v)^2).
 
     cond, uncond: denoised predictions at sigma [B]; x0: the picture. In both units the error of a prediction is
@@ -121,14 +138,21 @@ def first_term(model_sampling, cond, uncond, x0, sigma) -> torch.Tensor:
     return torch.stack([(error * error).mean(1), 2 * (error * delta).mean(1), (delta * delta).mean(1)], dim=1)
 
 
-def gap(model_sampling, cond, uncond, sigma) -> torch.Tensor:
+def gap(model_sampling: ModelSampling, cond: torch.Tensor, uncond: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """The values whose norm is units.gap_norm, of the opposite sign: [B, N], float32."""
     is_flow = units.prediction_kind(model_sampling) == "velocity"
     divisor = units.noise_level(model_sampling, sigma) if is_flow else sigma
     return (cond - uncond).float().flatten(1) / divisor[:, None]
 
 
-def null_renoised(model_sampling, x, guided, uncond, sigma, next_sigma) -> torch.Tensor:
+def null_renoised(
+    model_sampling: ModelSampling,
+    x: torch.Tensor,
+    guided: torch.Tensor,
+    uncond: torch.Tensor,
+    sigma: torch.Tensor,
+    next_sigma: torch.Tensor,
+) -> torch.Tensor:
     """x' = alpha' D_w + sigma' eps_u, eps_u = (x - alpha D_u)/sigma, for x = alpha x0 + sigma eps. All [B, ...] and [B]."""
     sigma, next_sigma = per_sample(sigma, x), per_sample(next_sigma, x)
     is_flow = isinstance(model_sampling, comfy.model_sampling.CONST)

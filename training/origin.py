@@ -10,9 +10,11 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from comfy.model_patcher import ModelPatcher
 
 from ..guidance import units
 from ..guidance.extent import has_frames_on_batch
+from ..guidance.host_types import Conditioning
 from ..models import schedule
 from ..models.errors import AnnealingError
 from ..models.scale_model import Prediction
@@ -94,7 +96,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:40]} ... {text[-12:]}"
 
 
-def origin_of(model, negative: list, settings: ProfileSettings) -> Origin:
+def origin_of(model: ModelPatcher, negative: Conditioning, settings: ProfileSettings) -> Origin:
     """AnnealingError for a model or a training grid that no profile can be measured on."""
     if has_frames_on_batch(model, model.model_options):
         raise AnnealingError(

@@ -10,13 +10,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import comfy.latent_formats
 import comfy.sample
 import comfy.samplers
 import torch
+from comfy.model_patcher import ModelPatcher
 
 from ..guidance import units
+from ..guidance.host_types import Conditioning, Latent, Options
 from ..models.errors import AnnealingError
 from .fingerprint import digest
 
@@ -33,10 +36,10 @@ class Picture:
     """
 
     identity: int
-    make: Callable[[], tuple[torch.Tensor, list]]
+    make: Callable[[], tuple[torch.Tensor, Conditioning]]
 
 
-def identity_of(*parts) -> int:
+def identity_of(*parts: Any) -> int:
     """The identity of a picture made of these parts: nested lists, dicts, tensors, strings, numbers."""
     return int.from_bytes(digest(parts)[:8], "big") >> 1
 
@@ -46,7 +49,7 @@ def picture_seed(seed: int, identity: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{identity}".encode()).digest()[:8], "big") >> 1
 
 
-def given_pictures(latents: dict | Sequence[dict], positives: list) -> list[Picture]:
+def given_pictures(latents: Latent | Sequence[Latent], positives: Conditioning | list[Conditioning]) -> list[Picture]:
     """Pictures from what nodes give: latents with captions.
 
     latents: a LATENT, or several; each holds one picture or a batch. positives: a CONDITIONING, or several: one per picture
@@ -61,14 +64,15 @@ def given_pictures(latents: dict | Sequence[dict], positives: list) -> list[Pict
         )
     if len(captions) == 1:
         captions *= len(rows)
-    return [_given(latent, caption) for latent, caption in zip(rows, captions, strict=True)]
+    return [encoded_picture(identity_of(*both), *both) for both in zip(rows, captions, strict=True)]
 
 
-def _given(latent: torch.Tensor, caption: list) -> Picture:
-    return Picture(identity_of(latent, caption), lambda: (latent, caption))
+def encoded_picture(identity: int, latent: torch.Tensor, caption: Conditioning) -> Picture:
+    """A picture whose latent [C, ...] and CONDITIONING are at hand."""
+    return Picture(identity, lambda: (latent, caption))
 
 
-def _rows_of_latent(latent: dict) -> list[torch.Tensor]:
+def _rows_of_latent(latent: Latent) -> list[torch.Tensor]:
     samples = latent["samples"]
     if getattr(samples, "is_nested", False):
         raise AnnealingError("A latent holds picture and sound together (nested), which a profile cannot be measured on.")
@@ -95,25 +99,30 @@ class SampleSettings:
     seed: int = 0
 
 
-def sampled_pictures(model, size: dict, positives: list, negative: list, settings: SampleSettings) -> list[Picture]:
+def sampled_pictures(
+    model: ModelPatcher,
+    size: Latent,
+    positives: Conditioning | list[Conditioning],
+    negative: Conditioning,
+    settings: SampleSettings,
+) -> list[Picture]:
     """Pictures that the model makes from prompts, each when it is measured: ComfyUI's sampling with CFG.
 
     size: an empty LATENT of the pictures' size (core's Empty Latent nodes, or `empty_latent`); its batch size does not count.
     positives: as in `given_pictures`, one per prompt.
     """
     maker = PictureMaker(model, size, negative, settings)
-
-    def sampled(caption: list, repeat: int) -> Picture:
-        identity = maker.identity(caption, repeat)
-        return Picture(identity, lambda: (maker.latent(caption, identity), caption))
-
-    return [sampled(caption, repeat) for repeat in range(settings.count) for caption in conditionings(positives)]
+    return [
+        maker.picture(maker.identity(caption, repeat), caption)
+        for repeat in range(settings.count)
+        for caption in conditionings(positives)
+    ]
 
 
 class PictureMaker:
     """Makes pictures from prompts, one at a time, so that each comes out the same whatever was made before it."""
 
-    def __init__(self, model, size: dict, negative: list, settings: SampleSettings):
+    def __init__(self, model: ModelPatcher, size: Latent, negative: Conditioning, settings: SampleSettings):
         """AnnealingError for a sampler or scheduler that this ComfyUI does not have."""
         is_flow = units.prediction_kind(model.get_model_object("model_sampling")) == "velocity"
         cfg = settings.cfg if settings.cfg is not None else (3.5 if is_flow else 5.0)
@@ -129,14 +138,18 @@ class PictureMaker:
         empty = torch.zeros_like(size["samples"][:1], dtype=torch.float32, device="cpu")
         self.empty = comfy.sample.fix_empty_latent_channels(model, empty)
 
-    def identity(self, prompt, repeat: int) -> int:
+    def identity(self, prompt: Any, repeat: int) -> int:
         """Of the picture number `repeat` for a prompt: its CONDITIONING, or its text and what encodes it."""
         how = asdict(self.settings) | {"shape": list(self.empty.shape)}
         del how["count"]  # more pictures per prompt leave the first ones what they were
         return identity_of("sampled", prompt, how, repeat)
 
-    def latent(self, caption: list, identity: int) -> torch.Tensor:
-        """The clean latent [C, ...] of this identity, by sampling the caption's CONDITIONING."""
+    def picture(self, identity: int, caption: Conditioning) -> Picture:
+        """The picture of this identity, sampled with the caption's CONDITIONING when it is measured."""
+        return Picture(identity, lambda: (self._latent(identity, caption), caption))
+
+    def _latent(self, identity: int, caption: Conditioning) -> torch.Tensor:
+        """Clean: [C, ...]."""
         settings, seed = self.settings, picture_seed(self.settings.seed, identity)
         noise = torch.randn(self.empty.shape, generator=torch.Generator().manual_seed(seed))
         how = settings.steps, settings.cfg, settings.sampler, settings.scheduler
@@ -152,7 +165,7 @@ class PictureMaker:
 _PIXELS = {"Flux2": 16, "LTXV": 32, "HunyuanImage21": 32, "HunyuanVideo15": 16, "Wan22": 16, "ChromaRadiance": 1, "SC_B": 4}
 
 
-def empty_latent(model, width: int, height: int, frames: int = 1) -> dict:
+def empty_latent(model: ModelPatcher, width: int, height: int, frames: int = 1) -> Latent:
     """An empty LATENT for pictures of width x height pixels; frames: of the latent, for video models."""
     latent_format = model.get_model_object("latent_format")
     pixels = getattr(latent_format, "spacial_downscale_ratio", None) or _PIXELS.get(type(latent_format).__name__, 8)
@@ -160,25 +173,25 @@ def empty_latent(model, width: int, height: int, frames: int = 1) -> dict:
     return {"samples": torch.zeros(1, latent_format.latent_channels, *time, height // pixels, width // pixels)}
 
 
-def conditionings(positives: list) -> list[list]:
+def conditionings(positives: Conditioning | list[Conditioning]) -> list[Conditioning]:
     """One CONDITIONING per prompt, from a CONDITIONING or several, batched ones taken apart."""
     several = [positives] if positives and _is_conditioning(positives) else positives
     require_whole_run(several)
     return [single for conditioning in several for single in _singles(conditioning)]
 
 
-def _is_conditioning(value: list) -> bool:
+def _is_conditioning(value: list[Any]) -> bool:
     """A CONDITIONING is a list of [sequence, options]."""
     return len(value[0]) == 2 and isinstance(value[0][1], dict)
 
 
-def _singles(conditioning: list) -> list[list]:
+def _singles(conditioning: Conditioning) -> list[Conditioning]:
     """A batched CONDITIONING taken apart. Entries for one prompt (combined ones, areas) stay together."""
     size = max(_prompts(sequence, options) for sequence, options in conditioning)
     if size == 1:
         return [conditioning]
 
-    def row(value, i: int):
+    def row(value: Any, i: int) -> Any:
         return value[i : i + 1] if isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) == size else value
 
     return [
@@ -187,12 +200,12 @@ def _singles(conditioning: list) -> list[list]:
     ]
 
 
-def _prompts(sequence: torch.Tensor | None, options: dict) -> int:
+def _prompts(sequence: torch.Tensor | None, options: Options) -> int:
     embedding = sequence if sequence is not None else options.get("pooled_output")
     return 1 if embedding is None else len(embedding)
 
 
-def require_whole_run(several: list[list]) -> None:
+def require_whole_run(several: list[Conditioning]) -> None:
     """AnnealingError for conditionings that hold for a part of the steps only, and for empty ones."""
     if any(not conditioning for conditioning in several):
         raise AnnealingError("A conditioning is empty. Connect CLIP Text Encode nodes with the captions and the negative prompt.")

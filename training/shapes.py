@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..guidance import paper_schedule
+from ..guidance.host_types import ModelSampling
 from ..shapes.loader import VARIANTS, captioned_pictures, load_shapes
 from .console import PictureLine, fit_and_save
 from .fit import FitSettings
@@ -25,12 +27,12 @@ BALANCE = "ratio"
 PICTURES, SAMPLES = 512, 4
 
 
-def training_grid(variant: str, model_sampling: torch.nn.Module) -> TrainingGrid:
+def training_grid(variant: str, model_sampling: ModelSampling) -> TrainingGrid:
     """epsilon: every 50th timestep. flow: even times through the model's own shift, as the Paper Schedule node gives them."""
     return EPSILON_STEP if variant == "epsilon" else tuple(paper_schedule.sigmas(model_sampling, FLOW_STEPS).tolist())
 
 
-def training_pictures(clip, vae, count: int, seed: int) -> list[Picture]:
+def training_pictures(clip: Any, vae: Any, count: int, seed: int) -> list[Picture]:
     """Pictures (latents 4 x 16 x 16) that the renderer draws, with their captions; held-out scenes left out."""
     pictures, said = captioned_pictures(count, seed)
     with torch.no_grad():

@@ -17,7 +17,7 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from comfy.model_patcher import ModelPatcher
 
+from ..guidance.host_types import Conditioning
 from ..models.errors import AnnealingError
 from ..models.whole_file import write_whole
 from .measure import measure_picture
@@ -44,16 +46,16 @@ _COLUMNS = [field.name for field in fields(Entries)]
 
 def measure_into(
     folder: str | os.PathLike[str],
-    model,
+    model: ModelPatcher,
     pictures: Sequence[Picture],
-    negative: list,
+    negative: Conditioning,
     settings: ProfileSettings,
     batch_size: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> Profile:
     """Measure the pictures that the folder does not hold yet; the merged profile of all that it holds then.
 
-    model: a ComfyUI MODEL (ModelPatcher), left as it was found, whatever happens. negative: one CONDITIONING for all.
+    model: a ComfyUI MODEL, left as it was found, whatever happens. negative: one CONDITIONING for all.
     batch_size: entries evaluated at once; the model sees twice as many rows, as in sampling a batch of that size.
     progress: called with (pictures done, pictures in all), first before anything is measured; what it raises ends the measuring.
 
@@ -94,9 +96,9 @@ def measure_into(
 
 
 def measure(
-    model,
+    model: ModelPatcher,
     pictures: Sequence[Picture],
-    negative: list,
+    negative: Conditioning,
     settings: ProfileSettings,
     batch_size: int = 16,
     progress: Callable[[int, int], None] | None = None,
@@ -114,12 +116,14 @@ def load_folder(folder: str | os.PathLike[str]) -> Profile:
     return _Folder(folder, None, "").profile()
 
 
-def measured_pictures(folder: str | os.PathLike[str], model, negative: list, settings: ProfileSettings) -> set[int]:
+def measured_pictures(
+    folder: str | os.PathLike[str], model: ModelPatcher, negative: Conditioning, settings: ProfileSettings
+) -> set[int]:
     """Identities of the pictures that `measure_into` would not measure again."""
     return _Folder(folder, origin_of(model, negative, settings), _precision(model)).measured
 
 
-def _precision(model) -> str:
+def _precision(model: ModelPatcher) -> str:
     """What the model computes in: NaN in one precision says nothing about another."""
     return f"{model.model_dtype()}, {getattr(model.model, 'manual_cast_dtype', None)}"
 
@@ -193,6 +197,7 @@ class _Folder:
 
     def add(self, picture: _Measured) -> None:
         """Write one more picture; it is on disk when this returns."""
+        assert self.origin is not None, "measure_into names it"
         self._own[int(picture.entries.picture[0])] = picture
         if self._own_path is None:
             self._own_path = self.path / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(6)}.safetensors"
@@ -229,7 +234,7 @@ class _Folder:
                 "Profile: %d of %d pictures in %s are left out, as the model predicted NaN or infinity for them.",
                 *(len(pictures) - len(whole), len(pictures), self.path),
             )
-        if not whole:
+        if not whole or self.origin is None:
             raise AnnealingError(
                 f"{self.path} holds no measured pictures{' without NaN or infinity' if pictures else ''}. Measure a profile into "
                 "it first."
@@ -243,7 +248,7 @@ def _most_frequent(values: list[int]) -> int:
     return max(set(values), key=lambda value: (values.count(value), value))
 
 
-def _at_size(pictures, numel: int) -> Iterator[Entries]:
+def _at_size(pictures: Iterable[_Measured], numel: int) -> Iterator[Entries]:
     """Their entries, gap norms as latents of `numel` values would have: a norm grows with the square root of that number."""
     for picture in pictures:
         columns = vars(picture.entries)
@@ -256,7 +261,7 @@ def _write_shard(path: Path, shard: _Shard) -> None:
     tensors["numel"] = torch.cat([torch.full_like(picture.entries.picture, picture.numel) for picture in pictures])
     metadata = {"format": FORMAT, "precision": shard.precision, **shard.origin.metadata()}
     data = safetensors.torch.save(tensors, metadata=metadata | {"sha256": _checksum(metadata, tensors)})
-    _patiently(lambda: write_whole(path, lambda file: file.write(data)))
+    _patiently(lambda: write_whole(path, data))
 
 
 def _patiently(act: Callable[[], Any]) -> Any:

