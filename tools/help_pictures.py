@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import os
-import sys
 from pathlib import Path
 
-from devkit import SetupError
-from devkit.in_process import import_comfyui, import_pack
+from devkit.in_process import import_both
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "web" / "docs" / "images"
@@ -20,11 +17,7 @@ PICTURES = 256  # for the fit
 def main() -> None:
     import torch
 
-    try:
-        import_comfyui(Path(os.environ["COMFYUI_PATH"]), cpu=True)
-    except SetupError as error:
-        sys.exit(f"dev.py pictures: {error}")
-    pack = import_pack(ROOT).__name__
+    pack = import_both(ROOT, "pictures")
     modules = ("nodes.plots", "nodes.sweep", "nodes.training", "nodes.fitting", "nodes.shapes", "nodes.scale")
     plots, sweep, training, fitting, shapes, scale = (importlib.import_module(f"{pack}.{name}") for name in modules)
 

@@ -6,24 +6,19 @@ The other languages are translated by hand. What changed in English is printed, 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from devkit import SetupError
-from devkit.in_process import import_comfyui, import_pack
+from devkit.in_process import import_both
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
-    try:
-        import_comfyui(Path(os.environ["COMFYUI_PATH"]), cpu=True)
-    except SetupError as error:
-        sys.exit(f"dev.py locales: {error}")
-    nodes = asyncio.run(asyncio.run(import_pack(ROOT).comfy_entrypoint()).get_node_list())
+    pack = importlib.import_module(import_both(ROOT, "locales"))
+    nodes = asyncio.run(asyncio.run(pack.comfy_entrypoint()).get_node_list())
     path = locale_file("en")
     before = texts_by_key(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
     path.parent.mkdir(parents=True, exist_ok=True)

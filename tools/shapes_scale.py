@@ -1,12 +1,10 @@
 """Runs `training.shapes` with the ComfyUI that COMFYUI_PATH names: `tools/dev.py scale` calls this in ComfyUI's own Python."""
 
 import importlib
-import os
 import sys
 from pathlib import Path
 
-from devkit import SetupError
-from devkit.in_process import import_comfyui, import_pack
+from devkit.in_process import import_both
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -15,11 +13,7 @@ def main() -> None:
     import torch
 
     on_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-    try:
-        import_comfyui(Path(os.environ["COMFYUI_PATH"]), cpu=not on_gpu)
-    except SetupError as error:
-        sys.exit(f"dev.py scale: {error}")
-    pack = import_pack(ROOT).__name__
+    pack = import_both(ROOT, "scale", cpu=not on_gpu)
     training = importlib.import_module(f"{pack}.training.shapes")
     errors = importlib.import_module(f"{pack}.models.errors")
     try:

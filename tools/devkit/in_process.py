@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import importlib
 import importlib.util
+import os
 import shutil
 import sys
 import tempfile
@@ -47,6 +48,18 @@ def import_comfyui(folder: Path, cpu: bool, arguments: Sequence[str] = ()) -> No
         ) from error
     # ComfyUI's `nodes` puts `comfy/`, which has a `utils.py`, first on the path: the package `utils` must be there before.
     importlib.import_module("utils.extra_config")
+
+
+def import_both(root: Path, command: str, cpu: bool = True) -> str:
+    """The ComfyUI that COMFYUI_PATH names, as tools/dev.py sets it, and the pack; the pack's package name.
+
+    Ends the process where that ComfyUI cannot be imported, in the name of dev.py's command.
+    """
+    try:
+        import_comfyui(Path(os.environ["COMFYUI_PATH"]), cpu)
+    except SetupError as error:
+        sys.exit(f"dev.py {command}: {error}")
+    return import_pack(root).__name__
 
 
 def import_pack(root: Path) -> ModuleType:

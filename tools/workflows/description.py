@@ -10,8 +10,6 @@ NOTES = Path(__file__).with_name("notes")
 # Their seed would be drawn anew by the interface after every run.
 SEEDED = {"RandomNoise", "KSampler"}
 
-Link = tuple[str, str]  # a node's key and the name of its output
-
 
 @dataclass
 class Node:
