@@ -103,7 +103,8 @@ class ScaleNetwork(ScaleModel):
         values = torch.tensor([value for x in inputs for value in (x, *cosines)], dtype=torch.float64)
         largest = [values.max(), values.new_tensor(angles)]
         for layer in self.layers:
-            values = layer.weight.double().abs() @ values + layer.bias.double().abs()
+            weight, bias = layer.parameters()
+            values = weight.double().abs() @ values + bias.double().abs()
             largest.append(values.max())
         return float(torch.stack(largest).max())
 

@@ -118,7 +118,7 @@ class Judge:
             self.complain(f"It took {took:.1f} s, and {grown:.0f} MB more than at the start.", kind, data)
         if self.inputs % 20_000 == 0:
             print(self.told(), flush=True)
-        if time.monotonic() - self.start > 60 * self.options.minutes:
+        if time.monotonic() - self.start > 60 * self.options.minutes and self.inputs >= self.options.files:
             print(f"{self.told()} No complaint.", flush=True)
             os._exit(0)  # atheris has no other end
 
@@ -140,7 +140,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="dev.py fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float, default=10.0, help="at least (10)")
+    parser.add_argument("--files", type=int, default=0, help="at least, however long it takes (0)")
     parser.add_argument("--seconds", type=float, default=10.0, help="for one file (10; a few milliseconds are usual)")
     parser.add_argument("--megabytes", type=float, default=500.0, help="more than at the start (500)")
     parser.add_argument("--seed", type=int, default=0)
