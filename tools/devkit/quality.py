@@ -17,7 +17,7 @@ from .environment import TORCH_CPU_INDEX, Host, python_of
 from .in_process import PACK
 from .pip import run_pip
 from .process import output_of, run_attached
-from .tools import tool_python
+from .tools import PACKAGES, tool_python
 
 COMFYUI = "https://github.com/comfyanonymous/ComfyUI"
 TYPED = ("models", "guidance", "training")
@@ -65,14 +65,25 @@ def _actionlint() -> Path:
 
 
 def audit(host: Host) -> int:
-    """Known weaknesses (pip-audit) of all that the tools install into ComfyUI's environment."""
-    frozen = output_of([str(host.python), "-m", "pip", "list", "--format", "freeze"])[1]
-    listed = cache_folder() / "installed.txt"
-    # A local build ("2.13.0+cpu") is the same code as the release.
-    lines = [line.partition("+")[0] for line in frozen.splitlines() if "==" in line]
-    listed.write_text("\n".join(lines), encoding="utf-8")
-    command = [str(tool_python("pip-audit")), "-m", "pip_audit", "--requirement", str(listed), "--no-deps", "--disable-pip"]
-    return run_attached(command, os.environ)
+    """Known weaknesses (pip-audit) of all that is installed in ComfyUI's environment and in those of the tools; 0 for none.
+
+    A package that could not be looked up counts as one: nothing found must mean that there is nothing.
+    """
+    failed = []
+    tools = {name: tool_python(name) for name in PACKAGES if name != "fuzz"}  # atheris is not to be had for every Python
+    for name, python in {"ComfyUI": host.python, **tools}.items():
+        print(f"--- {name}", flush=True)
+        frozen = output_of([str(python), "-m", "pip", "list", "--format", "freeze"])[1]
+        # A local build ("2.13.0+cpu") is the same code as the release.
+        lines = [line.partition("+")[0] for line in frozen.splitlines() if "==" in line]
+        with tempfile.TemporaryDirectory(prefix="annealing-guidance-audit-") as folder:
+            listed = Path(folder, "installed.txt")
+            listed.write_text("\n".join(lines), encoding="utf-8")
+            how = ["--requirement", str(listed), "--no-deps", "--disable-pip", "--strict"]
+            if run_attached([str(tool_python("pip-audit")), "-m", "pip_audit", *how], os.environ) != 0:
+                failed.append(name)
+    print(f"--- {'no known weaknesses' if not failed else 'see above: ' + ', '.join(failed)}")
+    return int(bool(failed))
 
 
 def publish(root: Path) -> int:
