@@ -36,6 +36,7 @@ class AnnealingCFGGuider(comfy.samplers.CFGGuider):
         self.run: GuidedRun | None = None
 
     def set_conds(self, positive: Conditioning, negative: Conditioning) -> None:
+        """As CFGGuider's, but both are needed: AnnealingError without a negative."""
         if not negative:
             raise AnnealingError(NO_NEGATIVE_GIVEN)
         super().set_conds(positive, negative)
@@ -43,6 +44,7 @@ class AnnealingCFGGuider(comfy.samplers.CFGGuider):
     def outer_sample(
         self, noise: torch.Tensor, latent_image: torch.Tensor, sampler: Sampler, sigmas: torch.Tensor, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
+        """One run of the sampler; ComfyUI calls it with the model loaded."""
         # Guiders are cached between runs: everything that belongs to a run begins here.
         run = self.run = GuidedRun(self.guidance, self.trace, self.model_patcher, sampler, self.live)
         try:
@@ -56,6 +58,7 @@ class AnnealingCFGGuider(comfy.samplers.CFGGuider):
     def predict_noise(
         self, x: torch.Tensor, timestep: torch.Tensor, model_options: Options | None = None, seed: int | None = None
     ) -> torch.Tensor:
+        """The guided denoised prediction, shaped like x: [B, ...]."""
         assert self.run is not None, "ComfyUI predicts inside outer_sample"
         conds = self.conds
         return guided_step(self.run, self.inner_model, conds["positive"], conds["negative"], x, timestep, model_options or {})

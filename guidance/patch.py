@@ -55,6 +55,7 @@ class AnnealingPatch:
         *args: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
+        """Around CFGGuider.outer_sample: AnnealingError for a guider whose own guidance the patch would undo."""
         guider = executor.class_obj
         if isinstance(guider, AnnealingCFGGuider):  # has its own guidance
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
@@ -69,6 +70,7 @@ class AnnealingPatch:
         return output
 
     def predict_noise(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Around CFGGuider.predict_noise: the guided denoised prediction [B, ...] in its place."""
         guider, run = executor.class_obj, self.run
         if run is None:
             return executor(*args, **kwargs)

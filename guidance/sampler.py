@@ -28,6 +28,7 @@ class UnconditionalPrediction:
         self.denoised: torch.Tensor | None = None
 
     def __call__(self, args: Options) -> torch.Tensor:
+        """The guided prediction as it was; args: ComfyUI's, for post-CFG hooks."""
         if not args["uncond"]:
             raise AnnealingError(
                 "The Annealing Sampler renoises with the unconditional prediction, but this guider gives none. Use a guider "

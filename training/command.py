@@ -56,6 +56,7 @@ def main(arguments: Sequence[str], comfyui: Path) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Of the command's arguments, less those for ComfyUI itself."""
     result = argparse.ArgumentParser(
         prog="train_scale.py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -25,6 +25,7 @@ class PictureLine:
         self.told = -EVERY_S
 
     def __call__(self, done: int, total: int) -> None:
+        """Print the line, twice a second at most."""
         now = time.monotonic()
         if self.first is None:
             self.first = done, now
@@ -39,6 +40,7 @@ class PictureLine:
 
 
 def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: "1:02:03"."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 

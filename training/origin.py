@@ -47,6 +47,7 @@ class Origin:
         return found
 
     def metadata(self) -> dict[str, str]:
+        """As safetensors keeps it: each field as JSON."""
         return {field.name: json.dumps(asdict(self)[field.name]) for field in fields(self)}
 
     @staticmethod

@@ -65,6 +65,7 @@ class Entries:
 
     @staticmethod
     def joined(parts: list[Entries]) -> Entries:
+        """All of them in one table, in this order."""
         return Entries(*(torch.cat(tensors) for tensors in zip(*(vars(part).values() for part in parts), strict=True)))
 
     def finite(self) -> torch.Tensor:

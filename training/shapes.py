@@ -71,6 +71,7 @@ def fit_shapes(variant: str, profile: Profile, settings: FitSettings, folder: Pa
 
 
 def main(arguments: list[str]) -> None:
+    """Measure, fit and save what the command line asks for."""
     parser = argparse.ArgumentParser(prog="dev.py scale", description=__doc__)
     parser.add_argument("variants", nargs="+", choices=VARIANTS)
     parser.add_argument("--pictures", type=int, default=PICTURES, help=f"training pictures ({PICTURES})")
