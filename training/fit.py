@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -15,6 +15,7 @@ from ..models.scale_network import NetworkConfig, ScaleNetwork
 from .knots import Tabulated
 from .profile import Entries, Profile
 
+LossBalance = Literal["auto", "none", "ratio"]
 LARGEST_RATIO = 1e4  # the follow-up's cap
 CHECK_EVERY = 100  # steps between two looks at the held-out pictures
 CHECKED_LAMBDAS = tuple(k / 10 for k in range(11))
@@ -32,7 +33,7 @@ class FitSettings:
         many checks (every 100 steps) without a new best.
     """
 
-    loss_balance: Literal["auto", "none", "ratio"] = "auto"
+    loss_balance: LossBalance = "auto"
     gap_divisor: float | Literal["p95"] = "p95"
     hidden_width: int = 128
     depth: int = 3
@@ -140,8 +141,8 @@ def fit(
 
 
 def _require_settings(settings: FitSettings) -> None:
-    if settings.loss_balance not in ("auto", "none", "ratio"):
-        raise AnnealingError(f'loss_balance is "{settings.loss_balance}". Choose one of: auto, none, ratio.')
+    if settings.loss_balance not in get_args(LossBalance):
+        raise AnnealingError(f'loss_balance is "{settings.loss_balance}". Choose one of: {", ".join(get_args(LossBalance))}.')
     if settings.gap_divisor != "p95" and not (isinstance(settings.gap_divisor, int | float) and settings.gap_divisor > 0):
         raise AnnealingError(f'gap_divisor is {settings.gap_divisor!r}. Give a number above 0, or "p95".')
     if not 0 < settings.held_out < 1:

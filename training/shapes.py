@@ -12,7 +12,7 @@ from ..guidance import paper_schedule
 from ..guidance.host_types import ModelSampling
 from ..shapes.loader import VARIANTS, captioned_pictures, load_shapes
 from .console import PictureLine, fit_and_save
-from .fit import FitSettings
+from .fit import FitSettings, LossBalance
 from .pictures import Picture, given_pictures
 from .profile import Profile, ProfileSettings, TrainingGrid
 from .shards import measure, measure_into
@@ -23,7 +23,7 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "models" / "weights"
 # 5. On the paper's 50 steps scale 1 alone means CFG 12.
 EPSILON_STEP = 100  # timesteps: 10 steps
 FLOW_STEPS = 14
-BALANCE = "ratio"
+BALANCE: LossBalance = "ratio"
 PICTURES, SAMPLES = 512, 4
 
 
