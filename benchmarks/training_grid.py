@@ -1,6 +1,6 @@
 """How a scale should be fitted for the Shapes demo: training grid, balance of the loss, gap divisor.
 
-    python tools/dev.py bench training_grid [--variants epsilon flow] [--prompts 128] [--pictures 192]
+    python tools/dev.py bench training_grid [--variants epsilon flow] [--prompts 128] [--pictures 96]
 
 At lambda 0 the learned scale is near 1 on any grid, so the fewer steps the grid has, the weaker the guidance; the balance decides
 how far lambda raises it. Per fit: the mean scale at three lambdas over the profile, and what it draws in 20 steps: prompts right,
@@ -19,8 +19,8 @@ from quality import REFERENCES, VARIANTS, Gallery
 
 STEPS = 20
 LAMBDAS = (0.0, 0.4, 0.8)
-EPSILON_GRIDS = (20, 50, 100, 200)  # timesteps a step: 50, 20, 10, 5 steps
-FLOW_GRIDS = (50, 28, 14, 7)  # steps
+EPSILON_GRIDS = (20, 50, 100)  # timesteps a step: 50, 20, 10 steps
+FLOW_GRIDS = (50, 28, 14)  # steps
 PAPER_DIVISOR = 5.0
 
 
@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS)
     parser.add_argument("--prompts", type=int, default=128, help="how many of the 512 held-out prompts")
-    parser.add_argument("--pictures", type=int, default=192, help="training pictures")
+    parser.add_argument("--pictures", type=int, default=96, help="training pictures")
     parser.add_argument("--output", type=Path, default=RESULTS / "training_grid.json")
     options = parser.parse_args()
     load_hosts()
