@@ -1,0 +1,38 @@
+"""The repository for those who come after: its pages are true of its files, and no file is too long to read."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import annealing_guidance_pack as pack
+import pytest
+
+ROOT = Path(pack.__file__).parent
+PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", *(f"docs/{page.name}" for page in ROOT.glob("docs/*.md"))]
+FOLDERS = "benchmarks|docs|guidance|locales|models|nodes|plots|shapes|tests|tools|training|web|workflows"
+IN_COMFYUI = "models/annealing_guidance/"  # the user's
+LONGEST = 400  # lines
+
+
+@pytest.fixture(scope="module")
+def tracked() -> list[str]:
+    """Paths of all files that belong to the repository."""
+    try:
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this is no checkout")
+    return [name for name in listed.stdout.split("\0") if name]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_folders_that_a_page_names_are_there(page):
+    named = re.findall(rf"(?<![\w/.-])(?:{FOLDERS})/[\w./-]*[\w/]", (ROOT / page).read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).exists() and name != IN_COMFYUI] == []
+
+
+def test_no_source_is_too_long_to_read(tracked):
+    sources = [name for name in tracked if name.endswith((".py", ".js", ".mjs"))]
+    lengths = {name: len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in sources if (ROOT / name).is_file()}
+    assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
