@@ -8,6 +8,7 @@ The text is benchmarks/page.md, with a word in braces wherever a table belongs.
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import math
 import re
@@ -135,12 +136,49 @@ def ring(results: dict, page: Path) -> dict[str, str]:
     }
 
 
-SECTIONS = {"quality": quality, "training_grid": training_grid, "ring": ring}
+def cost(results: dict, _page: Path) -> dict[str, str]:
+    """A table for each part; a row belongs to the first of its part's shapes whose figures it has."""
+    step = {
+        "added per step": "{added_ms:.2f} ms ({added_ms_low:.2f} to {added_ms_high:.2f})",
+        "CFG's own work": "{cfg_ms:.2f} ms",
+        "model evaluations": "{predictions:.2f} of CFG's",
+        "added operations": "{added_operations}",
+        "added peak memory": "{added_peak_bytes} of {latent_bytes} bytes",
+        "kept per step": "{trace_bytes_per_step} bytes",
+    }
+    authors = {"time": "{ratio:.2f} of their module's ({ratio_low:.2f} to {ratio_high:.2f})", "theirs": "{their_ms:.2f} ms"}
+    pictures = {
+        "speed": "{ratio:.3f} of CFG's ({ratio_low:.3f} to {ratio_high:.3f})",
+        "processor time": "{cpu_ratio:.3f} ({cpu_ratio_low:.3f} to {cpu_ratio_high:.3f})",
+        "a step of CFG": "{cfg_step_ms:.0f} ms",
+    }
+    start = {"added": "{load_ms:.0f} ms ({load_ms_low:.0f} to {load_ms_high:.0f})", "first start": "{first_load_ms:.0f} ms"}
+    pace = {"pace": "{entries_per_second:.1f} entries a second ({entries_per_second_low:.1f} to {entries_per_second_high:.1f})"}
+    shapes = {"added_ms": step, "their_ms": authors, "cfg_step_ms": pictures, "load_ms": start, "entries_per_second": pace}
+    tables = []
+    for part in ("step", "pictures", "import", "growth"):
+        for key, columns in shapes.items():
+            if rows := {name: row for name, row in results.get(part, {}).items() if key in row}:
+                tables.append(table(rows, columns, part))
+    return {"cost.about": about(results), "cost.table": "\n\n".join(tables)}
+
+
+SECTIONS = {"quality": quality, "training_grid": training_grid, "ring": ring, "cost": cost}
+
+
+def rest() -> str:
+    """The benchmarks without a section: what each asks, in its own words."""
+    lines = []
+    for file in sorted((ROOT / "benchmarks").glob("*.py")):
+        if file.stem not in (*SECTIONS, "page", "reference_trainer"):
+            summary = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))).partition("\n\n")[0].replace("\n", " ")
+            lines.append(f"- [{file.stem}](../benchmarks/{file.name}): {summary[0].lower()}{summary[1:]}")
+    return "\n".join(lines)
 
 
 def page_text(results_folder: Path, page: Path) -> str:
     """The page; draws its figures beside it. A section whose results are missing says so."""
-    text, words = TEMPLATE.read_text(encoding="utf-8"), {}
+    text, words = TEMPLATE.read_text(encoding="utf-8"), {"rest": rest()}
     for name, section in SECTIONS.items():
         file = results_folder / f"{name}.json"
         if file.exists():

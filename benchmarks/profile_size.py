@@ -13,6 +13,7 @@ import dataclasses
 from pathlib import Path
 
 from common import RESULTS, load_hosts, pack_module, write_results
+from common.demo import study_grid
 
 SIZES = (16, 32, 64, 128, 256, 512)
 JUDGED = 256
@@ -49,7 +50,8 @@ def main() -> None:
     shapes, fit = pack_module("training.shapes"), pack_module("training.fit")
     results: dict[str, dict] = {}
     for variant in options.variants:
-        whole, judged = (shapes.measure_shapes(variant, count, seed) for count, seed in ((max(SIZES), 0), (JUDGED, 1)))
+        grid = study_grid(variant, shapes.load_shapes(variant)[0].get_model_object("model_sampling"))
+        whole, judged = (shapes.measure_shapes(variant, count, seed, grid) for count, seed in ((max(SIZES), 0), (JUDGED, 1)))
         print("pictures   loss    " + "  ".join(f"scale at lambda {value:g}" for value in LAMBDAS), flush=True)
         for count in SIZES:
             row = fitted_and_judged(first_pictures(whole, count), judged, fit.FitSettings())

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import load_hosts
+from common.demo import study_grid
 
 if __name__ == "__main__":
     load_hosts()
@@ -227,7 +228,7 @@ class ShapesTraining:
     def __init__(self, variant: str, config: NetworkConfig, seed: int = 0, at_once: int = ACCUMULATION) -> None:
         self.model, self.clip, self.vae = load_shapes(variant)
         model_sampling = self.model.get_model_object("model_sampling")
-        self.grid, self.seed, self.config = shapes.training_grid(variant, model_sampling), seed, config
+        self.grid, self.seed, self.config = study_grid(variant, model_sampling), seed, config
         info = ScaleInfo(
             name=f"shapes_{variant}_reference",
             prediction=units.prediction_kind(model_sampling),

@@ -33,6 +33,7 @@ import time
 from pathlib import Path
 
 from common import RESULTS, load_hosts, pack_module, write_results
+from common.demo import study_grid
 
 LAMBDAS = (0.0, 0.2, 0.4, 0.6, 0.8)
 PROFILED = 64  # pictures; the smaller sizes are the first of them
@@ -60,7 +61,7 @@ class Quality:
         model, clip, vae = self.shapes.load_shapes(self.variant)
         drawn = self.shapes.training_pictures(clip, vae, pictures, seed)
         negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-        grid = self.shapes.training_grid(self.variant, model.get_model_object("model_sampling"))
+        grid = study_grid(self.variant, model.get_model_object("model_sampling"))
         folder = self.folder / f"{self.variant}_{name}"
         seconds_file = folder.with_suffix(".seconds")
         began = time.process_time()

@@ -62,3 +62,11 @@ class Demo:
             empty = torch.zeros(len(rows), 4, 16, 16)
             latents = guider.sample(self.noise[rows], empty, sampler, sigmas, disable_pbar=True, seed=0)
             yield self.vae.decode(latents).cpu().movedim(-1, 1)[:, :, ::4, ::4], rows
+
+
+def study_grid(variant: str, model_sampling):
+    """Training grid of the studies of fitting, with the nodes' own balance of the loss: 20 steps (epsilon), 28 (flow).
+
+    The bundled scales have grids of their own, which benchmarks/training_grid.py is about.
+    """
+    return 50 if variant == "epsilon" else tuple(pack_module("guidance.paper_schedule").sigmas(model_sampling, 28).tolist())
