@@ -34,19 +34,20 @@ def timestep_of_sigma(sigma: torch.Tensor) -> torch.Tensor:
     table = _ve_table(sigma.device, sigma.dtype)
     sigma = sigma.clamp(table[0], table[-1])
     upper = torch.searchsorted(table, sigma.contiguous()).clamp(1, TIMESTEPS - 1)
-    low, high = table[upper - 1], table[upper]
+    lower = upper - 1
+    low, high = table[lower], table[upper]
     # Ratios, not differences of logarithms: at a point of the table the fraction is exactly 0 or 1.
-    return (upper - 1).to(sigma.dtype) + torch.log(sigma / low) / torch.log(high / low)
+    return lower + torch.log(sigma / low) / torch.log(high / low)
 
 
 def sigma_of_timestep(timestep: torch.Tensor) -> torch.Tensor:
     """VE sigma of a timestep: the inverse of timestep_of_sigma. Any shape; clamped to 0..999."""
     timestep = _floating(timestep).clamp(0, TIMESTEPS - 1)
     table = _ve_table(timestep.device, timestep.dtype)
-    lower = timestep.floor().clamp(max=TIMESTEPS - 2).long()
-    low, high = table[lower], table[lower + 1]
-    fraction = timestep - lower.to(timestep.dtype)
-    return torch.where(fraction == 1, high, low * (high / low) ** fraction)
+    lower = timestep.long()
+    upper = (lower + 1).clamp(max=TIMESTEPS - 1)  # at the last point the fraction is 0
+    low, high = table[lower], table[upper]
+    return low * (high / low) ** (timestep - lower)
 
 
 def next_on_training_grid(
