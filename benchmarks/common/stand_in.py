@@ -151,10 +151,16 @@ def memory(job: Callable[[], object]) -> tuple[int, int]:
         job()
         wait()
         return torch.cuda.max_memory_allocated() - before, torch.cuda.memory_allocated() - before
-    events = [event["args"] for event in _profiled(job, profile_memory=True) if event.get("name") == "[memory]"]
-    changes = [int(event["Bytes"]) for event in events]
-    in_use = [sum(changes[: i + 1]) for i in range(len(changes))]
-    return max([0, *in_use]), in_use[-1] if in_use else 0
+    sizes, most = {}, 0
+    for event in _profiled(job, profile_memory=True):
+        if event.get("name") == "[memory]":
+            address, size = event["args"]["Addr"], int(event["args"]["Bytes"])
+            if size > 0:
+                sizes[address] = size
+            else:
+                sizes.pop(address, None)  # of a release of what was there before nothing is counted
+            most = max(most, sum(sizes.values()))
+    return most, sum(sizes.values())
 
 
 def kernels(job: Callable[[], object]) -> int:
