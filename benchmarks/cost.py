@@ -18,11 +18,12 @@ bootstrap): the machine may be busy. The parts:
 
 On two busy CPU cores, one thread, ComfyUI 0.3.75 (not run on a GPU yet; the results have the intervals):
 
-    step      euler and null renoising add 0.8 ms and about 90 operations at 1x4x128x128, 1.4 ms at 4x16x128x128, 2.7 ms at the
-              video; no latent is copied, one prediction call as with CFG, only the trace stays (and values that the chart has
-              yet to send). dpmpp_2m, whose extrapolation is taken out, adds 1.1, 5 and 10 ms, and two latents of memory.
-              Before coverage and products were reworked: 1.1 ms, 140 operations and two latents (1x4x128x128, euler).
-    authors   AIM MISSED: the step takes 2.6 times as long as their module with the combination (2.4 to the letter, 3.7 with
+    step      euler and null renoising add 0.8 ms and 93 operations at 1x4x128x128; 1.3 to 6 ms at 4x16x128x128 and 2.7 to 8 ms at
+              the video, by how busy the machine's memory was. No latent is copied, there is one prediction call as with CFG,
+              and only the trace stays, 20 bytes a sample. dpmpp_2m, whose extrapolation is taken out, adds 1.1 to 1.3 ms, 5 to
+              14 and 10 to 30, and two latents of memory. Before coverage and products were reworked: 1.1 ms, 140 operations
+              and two latents (1x4x128x128, euler).
+    authors   AIM MISSED: the step takes 2.6 to 2.8 times as long as their module does (2.4 to the letter, 3.7 with
               dpmpp_2m), where at most half was aimed at: 0.8 against 0.31 ms. Theirs is the network alone; ours also finds the
               timestep and the next level from sigma on the device, matches the strength, clamps, folds and keeps a trace.
               What counts is the number of operations, about 8 microseconds each, not the size of the latent.
@@ -80,17 +81,21 @@ def step_row(shape: tuple[int, ...], way: str, seconds: float) -> dict[str, floa
             job(0)
             predictions.append(stand_in.predictions - before)
         (cfg_peak, _), (peak, _) = (memory(lambda job=job: job(1)) for job in (cfg, ours))
+        added = operations(lambda: ours(1)) - operations(lambda: cfg(1))
+        added_kernels = kernels(lambda: ours(1)) - kernels(lambda: cfg(1)) if on_cuda() else None
+        waits = synchronises(lambda: ours(1)) if on_cuda() else None
+        guider.run.live = None  # from here on: it keeps values until it sends them
         row.update(
             **pairs.added_ms(),
             cfg_ms=rounded(1e3 * statistics.median(pairs.first)),
             predictions=predictions[1] / predictions[0],
-            added_operations=operations(lambda: ours(1)) - operations(lambda: cfg(1)),
-            added_kernels=kernels(lambda: ours(1)) - kernels(lambda: cfg(1)) if on_cuda() else None,
+            added_operations=added,
+            added_kernels=added_kernels,
             added_peak_bytes=peak - cfg_peak,
             latent_bytes=stand_in.noise.nbytes,
             kept_bytes_per_step=bytes_kept(ours),
             trace_bytes_per_step=sum(value.numel() * value.element_size() for value in guider.trace._on_device[-1]),
-            synchronises=synchronises(lambda: ours(1)) if on_cuda() else None,
+            synchronises=waits,
         )
 
     turns, guider = iter(range(10**9)), stand_in.annealing(**settings)

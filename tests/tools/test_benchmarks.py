@@ -39,12 +39,12 @@ def test_a_step_costs_time_and_operations_but_no_predictions_and_keeps_only_its_
     rows = run_cost("--parts", "step", "--latents", "small")["step"]
     assert set(rows) == {"small, euler", "small, dpmpp_2m"}
     for row in rows.values():
-        assert 0 < row["added_ms_low"] <= row["added_ms"] <= row["added_ms_high"]
+        assert row["added_ms"] > 0 and row["added_ms_low"] <= row["added_ms"] <= row["added_ms_high"]
         assert row["predictions"] == 1
         assert row["added_operations"] > 20  # the network alone has that many
         assert row["trace_bytes_per_step"] == 6 * 4 * SMALL[0]
-        # At most the trace's values, and the chart's four that wait to be sent.
-        assert 0 < row["kept_bytes_per_step"] <= row["trace_bytes_per_step"] * 10 / 6
+        # Five of the trace's six values are its own: sigma is the run's.
+        assert 0 < row["kept_bytes_per_step"] <= row["trace_bytes_per_step"]
     # No copy of a latent; extrapolating solvers need the pull of two calls.
     assert rows["small, euler"]["added_peak_bytes"] < rows["small, euler"]["latent_bytes"]
     assert rows["small, dpmpp_2m"]["added_operations"] > rows["small, euler"]["added_operations"]
