@@ -15,6 +15,7 @@ from annealing_guidance_pack.training import shapes
 from annealing_guidance_pack.training.fit import ProfileLoss
 from annealing_guidance_pack.training.measure import measure_picture
 from annealing_guidance_pack.training.profile import Entries, Profile, ProfileSettings, steps_of_grid
+from common.demo import study_grid
 from reference_trainer import ReferenceTrainer, RunningRatio, Samples
 
 PICTURES, SAMPLES = 12, 4
@@ -40,7 +41,7 @@ def measured_samples(variant: str) -> tuple:
     model_sampling = model.get_model_object("model_sampling")
     pictures = shapes.training_pictures(clip, vae, PICTURES, seed=3)
     negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-    settings = ProfileSettings(shapes.training_grid(variant, model_sampling), samples=SAMPLES)
+    settings = ProfileSettings(study_grid(variant, model_sampling), samples=SAMPLES)
     recorder, watched = Recorder(len(settings.knots)), model.clone()
     watched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "recorder", recorder)
     entries = Entries.joined([measure_picture(watched, picture, negative, settings, SAMPLES)[0] for picture in pictures])
