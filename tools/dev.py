@@ -33,6 +33,7 @@ import errno
 import json
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 from devkit import SetupError, archive, benchmarks, quality
@@ -129,7 +130,7 @@ def locales(options: argparse.Namespace) -> int:
 
 def pictures(options: argparse.Namespace) -> int:
     """Draw the pictures of the help pages; see tools/help_pictures.py."""
-    return run_in_host(str(ROOT / "tools" / "help_pictures.py"), *options.rest)
+    return run_in_host(str(ROOT / "tools" / "help_pictures.py"), *options.rest, packages=("matplotlib",))
 
 
 def fuzz(options: argparse.Namespace) -> int:
@@ -146,7 +147,7 @@ def fuzz(options: argparse.Namespace) -> int:
 
 def artwork(options: argparse.Namespace) -> int:
     """Draw the icon and the banner; see tools/artwork.py."""
-    return run_in_host(str(ROOT / "tools" / "artwork.py"), *options.rest)
+    return run_in_host(str(ROOT / "tools" / "artwork.py"), *options.rest, packages=("matplotlib",))
 
 
 def pack(options: argparse.Namespace) -> int:
@@ -189,9 +190,12 @@ def workflows(options: argparse.Namespace) -> int:
         return run_attached([str(host.python), str(script), server.address, *options.rest], host.environment(), folder=ROOT)
 
 
-def run_in_host(*arguments: str, path: str = "") -> int:
-    """Run ComfyUI's own Python in the repository's folder, with COMFYUI_PATH set. path: a folder to import from besides."""
-    host = prepare_host()
+def run_in_host(*arguments: str, path: str = "", packages: Sequence[str] = ()) -> int:
+    """Run ComfyUI's own Python in the repository's folder, with COMFYUI_PATH set.
+
+    path: a folder to import from besides. packages: what is needed besides ComfyUI's own requirements.
+    """
+    host = prepare_host(packages)
     environment = {**host.environment(), "COMFYUI_PATH": str(host.comfyui)}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [environment["PYTHONPATH"], path]))
     return run_attached([str(host.python), *arguments], environment, folder=ROOT)
