@@ -1,0 +1,48 @@
+"""docs/BENCHMARKS.md and README.md say what the results say."""
+
+import json
+import re
+
+import pytest
+from common import RESULTS, ROOT
+from page import PAGE, agreement, page_text
+
+QUALITY = json.loads((RESULTS / "quality.json").read_text(encoding="utf-8"))
+
+
+def test_the_page_is_made_of_the_results(tmp_path):
+    assert page_text(RESULTS, tmp_path / "BENCHMARKS.md") == PAGE.read_text(encoding="utf-8")
+    assert (tmp_path / "fronts.png").stat().st_size > 10_000
+
+
+def test_a_section_without_results_says_how_to_get_them(tmp_path):
+    text = page_text(tmp_path, tmp_path / "BENCHMARKS.md")
+    assert "Not measured yet: `python tools/dev.py bench quality`." in text
+    assert "{" not in text
+
+
+def test_readmes_table_quotes_the_results():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| ([\d.]+)% \| ([\d.]+) \| ([\d.]+)% \| ([\d.]+) \|$", readme, re.MULTILINE)
+    assert len(rows) >= 6
+    for name, *figures in rows:
+        published = []
+        for variant in ("epsilon", "flow"):
+            row = QUALITY["variants"][variant]["20"]["points"][name.replace(", lambda", "")]
+            published += [f"{100 * row['right']:.1f}", f"{row['fd']:.3f}"]
+        assert figures == published, name
+
+
+def test_results_agree_with_themselves_and_not_with_others():
+    assert agreement(QUALITY, QUALITY).count("\n") == 0
+    other = json.loads(json.dumps(QUALITY))
+    other["variants"]["flow"]["20"]["points"]["CFG 3"]["right"] = 0.5
+    assert "flow, 20 steps, CFG 3: 50.0% here" in agreement(other, QUALITY)
+
+
+@pytest.mark.parametrize("steps", ["10", "20", "50"])
+@pytest.mark.parametrize("variant", ["epsilon", "flow"])
+def test_the_fronts_that_matter_most_are_there_with_512_pictures_a_point(variant, steps):
+    cell = QUALITY["variants"][variant][steps]
+    assert QUALITY["pictures"] >= 512
+    assert {"CFG", "CFG++", "annealing"} <= set(cell["fronts"])
