@@ -26,6 +26,9 @@ from .trace import NO_NEGATIVE, NO_POSITIVE, AnnealingTrace, GuidedCall
 
 logger = logging.getLogger("annealing_guidance")
 
+# Pre-CFG hooks divide by the scale (APG does), and a learned one may be 0 where the gap says nothing.
+LEAST_FOR_HOOKS = 1e-3
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -154,8 +157,8 @@ def guided_step(
     Replaces comfy.samplers.sampling_function, whose order of calls and hooks it keeps. x: [B, ...] of any rank; sigma: [B]
     or [1], ComfyUI's; positive, negative: the run's prepared conditionings.
 
-    The gap is taken after the pre-CFG hooks, which are part of the prediction. They receive the scale for the gap as it
-    was before them; sampler_cfg_function and the post-CFG hooks receive the scale that is really used, as [B, 1, ...].
+    The scale is that for the model's own gap, as in training, and the same one reaches the pre-CFG hooks, the step itself,
+    sampler_cfg_function and the post-CFG hooks, as [B, 1, ...]: hooks that compute with it (APG divides by it) rely on that.
 
     extent.py says over which values the gap is measured.
     """
@@ -163,16 +166,27 @@ def guided_step(
     sigmas = sigma.expand(x.shape[0])
     predictions, coverage = _covered(conds, _predict(model, conds, x, sigma, model_options))
 
-    if hooks := model_options.get("sampler_pre_cfg_function", []):
-        scale = per_sample(run.guide(predictions[0], predictions[1], sigmas, model_options).used, x).to(x.dtype)
-        args = {"conds": conds, "cond_scale": scale, "timestep": sigma, "input": x, "sigma": sigma, "model": model}
-        for hook in hooks:
-            predictions = hook({**args, "conds_out": predictions, "model_options": model_options})
-
-    cond, uncond = predictions[:2]
-    call = _with_coverage(run.guide(cond, uncond, sigmas, model_options), coverage)
+    hooks = model_options.get("sampler_pre_cfg_function", [])
+    call = _with_coverage(run.guide(predictions[0], predictions[1], sigmas, model_options), coverage)
+    if hooks:
+        call = call._replace(used=torch.where(call.used.abs() < LEAST_FOR_HOOKS, LEAST_FOR_HOOKS, call.used))
     run.record(call)
     scale = per_sample(call.used, x).to(x.dtype)
+    for hook in hooks:
+        predictions = hook(
+            {
+                "conds": conds,
+                "conds_out": predictions,
+                "cond_scale": scale,
+                "timestep": sigma,
+                "input": x,
+                "sigma": sigma,
+                "model": model,
+                "model_options": model_options,
+            }
+        )
+
+    cond, uncond = predictions[:2]
     with _patch_named(model_options.get("sampler_cfg_function")):
         return comfy.samplers.cfg_function(
             model, cond, uncond, scale, x, sigma, model_options=model_options, cond=positive, uncond=negative

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import comfy.samplers
 import torch
 
 from . import pack_module
@@ -119,16 +120,15 @@ class ByAngle(ScaleModel):
         super().__init__(scale_model.info)
         self.scale_model, self.cosine = scale_model, None
 
-    def look(self, args: dict):
-        """A pre-CFG hook: sees the predictions that the scale is then asked for, and changes nothing."""
-        cond, uncond = args["conds_out"][:2]
-        velocity = (args["input"] - uncond).flatten(1)  # times sigma, as the gap: the angle is the same
+    def predict(self, args: dict):
+        """Stands in the place of ComfyUI's calc_cond_batch, which it calls, to see the predictions before the scale is chosen."""
+        model, conds, x, sigma = (args[name] for name in ("model", "conds", "input", "sigma"))
+        cond, uncond = comfy.samplers.calc_cond_batch(model, conds, x, sigma, args["model_options"])
+        velocity = (x - uncond).flatten(1)  # times sigma, as the gap: the angle is the same
         self.cosine = torch.nn.functional.cosine_similarity(velocity, (uncond - cond).flatten(1))
-        return args["conds_out"]
+        return [cond, uncond]
 
     def forward(self, timestep: torch.Tensor, gap_norm: torch.Tensor, _lambda: float) -> torch.Tensor:
-        if self.cosine is None:  # the guider asks once before the first hook
-            return torch.ones_like(gap_norm)
         x = ((1 + self.cosine) / 2).clip(0, 1)
         guidance_lambda = 0.5 + torch.sign(x - 0.5) * (2 * x - 1).abs().sqrt() / 2
         return self.scale_model(timestep, gap_norm, guidance_lambda)
@@ -137,5 +137,5 @@ class ByAngle(ScaleModel):
 def _by_angle(methods: Methods) -> tuple:
     rule = ByAngle(methods.demo.scale)
     patched = methods.demo.model.clone()
-    patched.set_model_sampler_pre_cfg_function(rule.look)
+    patched.set_model_sampler_calc_cond_batch_function(rule.predict)
     return methods.demo.annealing(rule, 0.5, model=patched), methods.null, methods.sigmas

@@ -34,11 +34,11 @@ def test_rescale_cfg_rescales_the_prediction_with_the_used_scale():
 
 @pytest.mark.beside(
     "APG",
-    "Both act, in either order. APG is told the scale for the gap that it finds; the scale that is used is then chosen for the "
-    "gap that APG leaves.",
+    "Both act, in either order. The scale is the one for the gap that APG finds; APG is told it, and what APG leaves is guided "
+    "with it.",
 )
 @pytest.mark.parametrize("eta, threshold, momentum", [(1.0, 5.0, 0.0), (0.0, 15.0, -0.5)])
-def test_apg_is_told_the_scale_of_the_gap_before_it_and_its_gap_is_guided(eta, threshold, momentum):
+def test_apg_is_told_the_scale_that_what_it_leaves_is_guided_with(eta, threshold, momentum):
     run = assert_both_act(SCENE, patch_by("nodes_apg", "APG", eta, threshold, momentum))
     average = 0.0
     for call, scale in run.with_used():
@@ -46,7 +46,8 @@ def test_apg_is_told_the_scale_of_the_gap_before_it_and_its_gap_is_guided(eta, t
         average = gap + momentum * average
         limited = average * (threshold / dot(average, average).sqrt()).clamp(max=1)
         parallel = call.cond * dot(limited, call.cond) / dot(call.cond, call.cond)
-        left = limited - parallel + eta * parallel + gap / call.hook_scale
+        assert torch.equal(call.hook_scale, scale)
+        left = limited - parallel + eta * parallel + gap / scale
         assert_close(call.denoised, call.uncond + scale * left)
 
 

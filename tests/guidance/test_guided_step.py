@@ -112,8 +112,8 @@ def test_post_cfg_hooks_receive_the_scale_that_was_used(means, noise):
         assert args["cond"] and args["uncond"]
 
 
-def test_pre_cfg_hooks_see_both_predictions_and_theirs_is_what_is_guided(means, noise):
-    seen = []
+def test_pre_cfg_hooks_see_both_predictions_and_the_scale_that_theirs_are_guided_with(means, noise):
+    seen, after = [], []
 
     def double_the_gap(args):
         cond, uncond = args["conds_out"]
@@ -122,14 +122,29 @@ def test_pre_cfg_hooks_see_both_predictions_and_theirs_is_what_is_guided(means, 
 
     plain, hooked = closed_form_model(), closed_form_model().clone()
     hooked.set_model_sampler_pre_cfg_function(double_the_gap)
+    hooked.set_model_sampler_post_cfg_function(lambda args: after.append(args) or args["denoised"])
     guiders = [guider_of(model, means) for model in (plain, hooked)]
     for guider in guiders:
         sample(guider, euler(), SIGMAS, noise)
+    # The scale is chosen by the model's own gap, as in training.
     first, first_hooked = (guider.trace.calls[0] for guider in guiders)
-    torch.testing.assert_close(first_hooked.gap_norm, 2 * first.gap_norm)
-    # The hook itself is told the scale for the gap as it was before it.
-    torch.testing.assert_close(seen[0]["cond_scale"].flatten(), first.used)
+    assert torch.equal(first_hooked.gap_norm, first.gap_norm)
+    assert torch.equal(first_hooked.used, first.used)
+    for told, used in zip(seen, after, strict=True):
+        assert torch.equal(told["cond_scale"], used["cond_scale"])
+        cond, uncond = told["conds_out"]
+        torch.testing.assert_close(used["denoised"], uncond + 2 * told["cond_scale"] * (cond - uncond))
     assert {"conds", "conds_out", "cond_scale", "timestep", "input", "sigma", "model", "model_options"} == set(seen[0])
+
+
+def test_hooks_may_divide_by_a_scale_of_zero(means, noise):
+    """APG does: it adds the gap divided by the scale, which is then multiplied by it."""
+    model = _patched_by("nodes_apg", "APG", 0.0, 0.0, -0.5)(closed_form_model())
+    guider = guider_of(model, means, Guidance(FixedScale("constant", 0.0)))
+    pictures = sample(guider, euler(), SIGMAS, noise)
+    # What is left of APG at scale 0 is the gap as it is: no guidance beyond the conditional prediction.
+    expected = sample(core_guider(closed_form_model(), means, 1.0), euler(), SIGMAS, noise)
+    torch.testing.assert_close(pictures, expected, atol=0.02, rtol=0)
 
 
 def test_a_sampler_cfg_function_keeps_working(means, noise):
