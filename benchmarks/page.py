@@ -54,7 +54,7 @@ def hypervolumes(results: dict, ablations: bool) -> str:
     methods = dict.fromkeys(method for _, _, cell in found for method in cell["fronts"])
     rows: dict[str, dict] = {}
     for method in methods:
-        if is_ablation(method) != ablations and method != "annealing":
+        if is_ablation(method) != ablations:
             continue
         rows[method] = {}
         for variant, steps, cell in found:
@@ -172,7 +172,7 @@ def rest() -> str:
     for file in sorted((ROOT / "benchmarks").glob("*.py")):
         if file.stem not in (*SECTIONS, "page", "reference_trainer"):
             summary = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))).partition("\n\n")[0].replace("\n", " ")
-            lines.append(f"- [{file.stem}](../benchmarks/{file.name}): {summary[0].lower()}{summary[1:]}")
+            lines.append(f"- `{file.stem}`: {summary[0].lower()}{summary[1:]}")
     return "\n".join(lines)
 
 

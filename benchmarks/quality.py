@@ -167,12 +167,16 @@ def interval(resampled) -> float:
 def judge(gallery: Gallery, points: dict[str, dict[str, dict]], judgement: Judgement) -> dict:
     """{"points": {"CFG 3": row}, "fronts": {"CFG": row}} of {method: {setting: figures}}, "no guidance" and "CFG" among them."""
     import torch
+    from common.ablations import LAMBDAS
     from common.measures import hypervolume
 
     positions = {m: {s: judgement.position(point) for s, point in settings.items()} for m, settings in points.items()}
     rows = {
         f"{m} {s}".strip(): judgement.row(points[m][s], at) for m, settings in positions.items() for s, at in settings.items()
     }
+    # For the ablations, which have fewer settings: the whole method at just these.
+    if whole := {setting: at for setting, at in positions.get("annealing", {}).items() if float(setting) in LAMBDAS}:
+        positions["annealing, whole"] = whole
     start = positions.pop("no guidance")[""]
     largest = torch.stack(list(positions["CFG"].values()))[:, :, 1].amax(0)
     worst = torch.stack([start[:, 0], largest], dim=1).tolist()  # of each resample
