@@ -30,7 +30,7 @@ import argparse
 from pathlib import Path
 
 from common import RESULTS, confidence, load_hosts, pack_module, write_results
-from common.demo import Demo
+from common.demo import Demo, spread
 
 STEPS = (8, 20)
 CFG, LAMBDA = 5.0, 0.4
@@ -69,11 +69,6 @@ class Benchmark(Demo):
             "saturation": torch.cat(saturation).mean().item(),
         }
         return figures, first
-
-
-def spread(pictures):
-    """Mean difference of the largest and the smallest channel of a pixel: [B]."""
-    return (pictures.amax(1) - pictures.amin(1)).mean((1, 2))
 
 
 def save_sheet(rows: list, path: Path) -> None:

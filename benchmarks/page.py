@@ -18,7 +18,7 @@ from common import RESULTS, ROOT, confidence, import_pack
 
 TEMPLATE = ROOT / "benchmarks" / "page.md"
 PAGE = ROOT / "docs" / "BENCHMARKS.md"
-REFERENCES = ("CFG", "CFG++")
+NONE = {"hypervolume": 0.0}  # of a method that was not drawn
 MISSING = "Not measured yet: `python tools/dev.py bench {name}`."
 
 
@@ -59,7 +59,7 @@ def hypervolumes(results: dict, ablations: bool) -> str:
         rows[method] = {}
         for variant, steps, cell in found:
             rows[method][f"{variant}{steps}"] = _marked(cell["fronts"].get(method))
-    order = sorted(rows, key=lambda method: -sum(_number(cell) for cell in rows[method].values()))
+    order = sorted(rows, key=lambda method: -sum(cell["fronts"].get(method, NONE)["hypervolume"] for _, _, cell in found))
     titles = {f"{variant}, {steps} steps": f"{{{variant}{steps}}}" for variant, steps, _ in found}
     return table({method: rows[method] for method in order}, titles)
 
@@ -71,10 +71,6 @@ def _marked(front: dict | None) -> str:
     if abs(over) <= front.get("over_CFG_interval", 0.0):
         return text
     return f"**{text}**" if over > 0 else f"*{text}*"
-
-
-def _number(cell: str) -> float:
-    return float(re.sub(r"[*]", "", cell).partition(" ")[0] or 0)
 
 
 def points(results: dict) -> str:

@@ -21,18 +21,13 @@ import time
 from pathlib import Path
 
 from common import RESULTS, load_hosts, pack_module, write_results
-from common.demo import Demo
+from common.demo import Demo, spread
 
 STEPS = (20, 10, 50)
 VARIANTS = ("epsilon", "flow")
 REFERENCES = 16  # renderings of each prompt
 RESAMPLES = 200
 SEED = 2026
-
-
-def spread(pictures):
-    """Mean difference of the largest and the smallest channel of a pixel: [B]."""
-    return (pictures.amax(1) - pictures.amin(1)).mean((1, 2))
 
 
 class Gallery:
@@ -99,17 +94,13 @@ class Gallery:
                 "saturation": spread(pictures) / spread(drawn_anew),
             }
 
-    def rendered(self, times: int, autoencoded: bool = False) -> dict:
-        """The same of what the renderer draws for the prompts, as it is or through the demo's autoencoder."""
+    def rendered(self, times: int) -> dict:
+        """The same of what the renderer draws for the prompts, each so many times."""
         import torch
 
         generator, parts, rows = torch.Generator().manual_seed(SEED), [], torch.arange(len(self.demo.prompts))
         for _ in range(times):
             pictures = self.scenes.render(self.scenes.place(self.demo.numbers, generator))
-            if autoencoded:
-                large = pictures.repeat_interleave(4, 2).repeat_interleave(4, 3).movedim(1, -1)
-                pictures = torch.cat([self.demo.vae.decode(self.demo.vae.encode(part)) for part in large.split(64)])
-                pictures = pictures.cpu().movedim(-1, 1)[:, :, ::4, ::4]
             parts.append(self.figures(pictures, rows))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -122,7 +113,8 @@ class Judgement:
         from common.measures import Gaussian
 
         reference = gallery.rendered(REFERENCES)["features"]
-        self.reference, self.root = Gaussian.of(reference), Gaussian.of(reference).root
+        self.reference = Gaussian.of(reference)
+        self.root = self.reference.root
         n = len(gallery.demo.prompts)
         self.nearest = reference[:n]
         scene = gallery.demo.numbers.unique(return_inverse=True)[1]

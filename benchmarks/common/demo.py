@@ -18,7 +18,6 @@ class Demo:
         scenes, files = pack_module("shapes.scenes"), pack_module("shapes.files")
         self.variant = variant
         self.model, self.clip, self.vae = pack_module("shapes.loader").load_shapes(variant)
-        self.device = self.model.load_device
         prompts, numbers = scenes.held_out_prompts()
         every = max(len(prompts) // n, 1)
         chosen = (torch.arange(n) * every) % len(prompts)
@@ -62,6 +61,11 @@ class Demo:
             empty = torch.zeros(len(rows), 4, 16, 16)
             latents = guider.sample(self.noise[rows], empty, sampler, sigmas, disable_pbar=True, seed=0)
             yield self.vae.decode(latents).cpu().movedim(-1, 1)[:, :, ::4, ::4], rows
+
+
+def spread(pictures):
+    """How colourful pictures [B, 3, H, W] are: mean difference of the largest and the smallest channel of a pixel, [B]."""
+    return (pictures.amax(1) - pictures.amin(1)).mean((1, 2))
 
 
 def study_grid(variant: str, model_sampling):

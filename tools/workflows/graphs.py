@@ -101,6 +101,10 @@ def compare() -> Workflow:
 SDXL_PROMPT = "a fox in a knitted sweater reading a newspaper at a wooden table, morning light, photograph"
 
 
+def sdxl_and_prompt() -> Group:
+    return Group("1  Model and prompt", [[sdxl(), prompt(SDXL_PROMPT, tall=160), zeroed_prompt(), latent(1024)]], colour=MODEL)
+
+
 def sdxl_annealing() -> Workflow:
     read = note("read", "The paper's settings", "03_sdxl_annealing", 350)
     return Workflow(
@@ -108,9 +112,7 @@ def sdxl_annealing() -> Workflow:
         [
             [
                 Group("Read me", [[read]], 380, READ),
-                Group(
-                    "1  Model and prompt", [[sdxl(), prompt(SDXL_PROMPT, tall=160), zeroed_prompt(), latent(1024)]], colour=MODEL
-                ),
+                sdxl_and_prompt(),
                 Group(
                     "2  The paper's guidance and sampling",
                     [[annealing(), noise(1)], [null_renoising(), paper_steps(), sampling()]],
@@ -134,9 +136,7 @@ def sdxl_fast() -> Workflow:
         [
             [
                 Group("Read me", [[read]], 380, READ),
-                Group(
-                    "1  Model and prompt", [[sdxl(), prompt(SDXL_PROMPT, tall=160), zeroed_prompt(), latent(1024)]], colour=MODEL
-                ),
+                sdxl_and_prompt(),
                 Group(
                     "2  Guidance and sampling",
                     [[annealing(renoise="folded"), noise(1)], [sampler("dpmpp_2m"), usual_steps(), sampling()]],
