@@ -23,10 +23,11 @@ if __name__ == "__main__":
 
 import comfy.samplers
 import torch
-from annealing_guidance_pack.guidance import units
+from annealing_guidance_pack.guidance import coordinates
 from annealing_guidance_pack.guidance.coverage import per_sample
 from annealing_guidance_pack.models.scale_file import load_scale, save_scale
-from annealing_guidance_pack.models.scale_model import ScaleInfo
+from annealing_guidance_pack.models.scale_model import PREDICTIONS, ScaleInfo
+from annealing_guidance_pack.models.schedule import timestep_of_nsr
 from annealing_guidance_pack.models.scale_network import NetworkConfig, ScaleNetwork
 from annealing_guidance_pack.shapes.loader import VARIANTS, load_shapes
 from annealing_guidance_pack.training import cads, shapes
@@ -128,7 +129,7 @@ class _Step(comfy.samplers.Sampler):
 
     def sample(self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
         model_sampling, x0 = guider.model_patcher.get_model_object("model_sampling"), latent_image
-        is_flow = units.prediction_kind(model_sampling) == "velocity"
+        is_flow = coordinates.path_of(model_sampling) == "flow"
         timestep, sigma, next_sigma, guidance_lambda = (
             tensor.to(noise.device)
             for tensor in (self.samples.timestep, self.samples.sigma, self.samples.next_sigma, self.samples.guidance_lambda)
@@ -166,18 +167,18 @@ class _Step(comfy.samplers.Sampler):
 def draw(model, grid: TrainingGrid, pictures: Sequence[Picture], perturb: bool, generator: torch.Generator) -> Samples:
     """One sample of each picture: its step on the grid (but the last), lambda, noise and perturbation at random."""
     model_sampling = model.get_model_object("model_sampling")
-    kind = units.prediction_kind(model_sampling)
-    levels, next_levels = steps_of_grid(kind, grid)
+    path = coordinates.path_of(model_sampling)
+    nsr, next_nsr = steps_of_grid(path, grid)
     latents, captions = zip(*(picture.make() for picture in pictures), strict=True)
-    steps = torch.randint(len(levels), (len(latents),), generator=generator)
-    timestep = units.network_timestep(kind, levels[steps]).float()
+    steps = torch.randint(len(nsr), (len(latents),), generator=generator)
+    timestep = timestep_of_nsr(path, nsr[steps]).float()
     x0 = torch.stack(latents)
     return Samples(
         x0,
         torch.randn(x0.shape, generator=generator),
         timestep,
-        units.sigma_of_level(model_sampling, levels[steps]),
-        units.sigma_of_level(model_sampling, next_levels[steps]),
+        coordinates.sigma_of_nsr(model_sampling, nsr[steps]),
+        coordinates.sigma_of_nsr(model_sampling, next_nsr[steps]),
         torch.rand(len(latents), generator=generator),
         stacked(
             [
@@ -231,7 +232,7 @@ class ShapesTraining:
         self.grid, self.seed, self.config = study_grid(variant, model_sampling), seed, config
         info = ScaleInfo(
             name=f"shapes_{variant}_reference",
-            prediction=units.prediction_kind(model_sampling),
+            prediction=PREDICTIONS[coordinates.path_of(model_sampling)],
             reference_numel=4 * 16 * 16,
             training_grid=self.grid,
             trained_on=f"Shapes demo model, {variant} variant, on pictures of its own renderer",

@@ -158,16 +158,16 @@ def two_points() -> Data:
 
 
 class Denoiser:
-    """D_u + w (D_c - D_u) as ComfyUI's samplers call it, with the w that `scale` gives: (D_c, D_u, sigma) to [B]."""
+    """A guided prediction as ComfyUI's samplers call it; guided: (D_c, D_u, sigma [B]) to the prediction that a sampler gets."""
 
-    def __init__(self, model, data: Data, flow: bool, scale: Callable):
+    def __init__(self, model, data: Data, flow: bool, guided: Callable):
         self.inner_model = SimpleNamespace(model_patcher=model, inner_model=model.model)
-        self.data, self.flow, self.scale = data, flow, scale
+        self.data, self.flow, self.guided = data, flow, guided
 
     def __call__(self, x, sigma, model_options=None, **_):
         column = (-1, *[1] * (x.ndim - 1))
         cond, uncond = self.data.predict(self.flow, x, sigma.view(column))
-        denoised = uncond + self.scale(cond, uncond, sigma).view(column) * (cond - uncond)
+        denoised = self.guided(cond, uncond, sigma)
         # CFG++ samplers take the unconditional prediction from a hook.
         for hook in (model_options or {}).get("sampler_post_cfg_function", []):
             denoised = hook({"denoised": denoised, "uncond_denoised": uncond, "cond_denoised": cond, "uncond": [{}]})
@@ -222,21 +222,26 @@ class Benchmark:
 
     def annealing(self, name: str, sigmas, match_training_steps: bool = True, stochastic: bool = False):
         """Final latents of the pack's guidance, by its own GuidedRun."""
-        step, trace = pack_module("guidance.step"), pack_module("guidance.trace").AnnealingTrace()
-        sampler = sampler_named(name, stochastic)
-        guidance = step.Guidance(self.scale, self.data.lambdas, "auto", match_training_steps)
-        run = step.GuidedRun(guidance, trace, self.model, sampler)
-        options = {"transformer_options": {"sample_sigmas": sigmas}}
-        return self.sample(sampler, sigmas, lambda cond, uncond, sigma: run.guide(cond, uncond, sigma, options).used)
+        run_module, sampler = pack_module("guidance.run"), sampler_named(name, stochastic)
+        guidance = run_module.Guidance(self.scale, self.data.lambdas, "auto", match_training_steps)
+        guider = SimpleNamespace(model_patcher=self.model, model_options={})
+        run = run_module.GuidedRun(guidance, guider, sampler, self.data.noise, sigmas)
+
+        def guided(cond, uncond, sigma):
+            level, call = run.guide(cond, uncond, sigma)
+            scale = call.cfg_scale.view(-1, *[1] * (cond.ndim - 1))
+            return run.deliver(level, uncond, uncond + scale * (cond - uncond))
+
+        return self.sample(sampler, sigmas, guided)
 
     def cfg(self, name: str, sigmas, stochastic: bool = False):
         """Final latents of plain CFG, with the sampler that renoises with the guided prediction."""
         import torch
 
         sampler = sampler_named("euler" if name == "annealing" else name.removesuffix("_cfg_pp"), stochastic)
-        return self.sample(sampler, sigmas, lambda cond, uncond, sigma: torch.full_like(sigma, CFG))
+        return self.sample(sampler, sigmas, lambda cond, uncond, sigma: torch.lerp(uncond, cond, CFG))
 
-    def sample(self, sampler, sigmas, scale: Callable):
+    def sample(self, sampler, sigmas, guided: Callable):
         import torch
 
         first, noise = sigmas[0].double(), self.data.noise
@@ -245,7 +250,7 @@ class Benchmark:
         sigmas = sigmas.clone()  # uni_pc writes its last one into it
         arguments = {"extra_args": {"seed": 0}, "callback": None, "disable": True, **sampler.extra_options}
         with torch.inference_mode(), open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-            denoiser = Denoiser(self.model, self.data, self.flow, scale)
+            denoiser = Denoiser(self.model, self.data, self.flow, guided)
             x = sampler.sampler_function(denoiser, x.float(), sigmas, **arguments)
         return self.sampling.inverse_noise_scaling(sigmas[-1], x).double()
 

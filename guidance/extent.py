@@ -1,7 +1,7 @@
 """Over which values of a latent the gap is measured.
 
-A scale was trained on whole latents of one kind. Where only a part of the latent is of that kind or can change at all, the
-gap is measured there, and brought to the norm that a whole latent would have with the same gap per value:
+A scale was trained on whole latents of one size and kind. Where only a part of the latent is of that kind or can change at all,
+the gap is measured there, and brought to the norm that a whole latent would have with the same gap per value:
 
     packed latents   video with sound and the like, packed by ComfyUI into [B, 1, N]: the first part, which is the picture's.
                      Its scale guides the other parts too: they are sampled together with it, and no scale was trained on
@@ -22,8 +22,7 @@ import comfy.model_base
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from . import units
-from .host_types import ModelSampling, Options
+from .host_types import Options
 
 ANIMATEDIFF = "ADE"  # under which AnimateDiff-Evolved attaches its motion models to a model
 
@@ -54,38 +53,44 @@ class GapExtent:
 
         model_options["denoise_mask_function"] = followed
 
-    def numel(self, prediction: torch.Tensor) -> int:
-        """How many values the latent has to which `gap_norm` belongs: those of the first part."""
-        return self._parts[0] if self._is_packed else prediction[0].numel()
+    def gap_norm(self, cond: torch.Tensor, uncond: torch.Tensor, reference_numel: int | None) -> torch.Tensor:
+        """L2 norm of the difference of two denoised predictions [B, ...], over the values that count: [B], float32.
 
-    def gap_norm(
-        self, model_sampling: ModelSampling, cond: torch.Tensor, uncond: torch.Tensor, sigma: torch.Tensor
-    ) -> torch.Tensor:
-        """units.gap_norm of the values that count, for a latent of `numel` values: [B], float32."""
+        It is the norm that a latent of `reference_numel` values would have, for a norm grows with the square root of their
+        number. None: that of the latent itself (of packed ones, of the first part).
+        """
         if self._weight is None and (self._is_packed or self._mask is not None):
             self._weight = self._weight_of(cond)
-        norm = units.gap_norm(model_sampling, cond, uncond, sigma, self._weight)
-        return norm.square().mean().sqrt().expand_as(norm) if self._frames_on_batch else norm
+        # In float32 whatever comes in: a half precision sum of squares overflows from a norm of 256. Not by vector_norm, which
+        # adds up one by one on the CPU: 1% off for a video's ten million values.
+        squares = (cond.to(torch.float32) - uncond.to(torch.float32)).flatten(1).square()
+        mean = (squares if self._weight is None else squares * self._weight).mean(dim=1)
+        if self._frames_on_batch:
+            mean = mean.mean().expand_as(mean)
+        return (mean * (reference_numel or self._numel(cond))).sqrt()
 
     def product(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Inner product per sample of two gaps [B, ...] over the values that count, after a gap_norm: [B], float32."""
+        """Inner product per sample of two latents [B, ...] over the values that count, after a gap_norm: [B], float32, any unit."""
         values = (a.to(torch.float32) * b.to(torch.float32)).flatten(1)
         product = (values if self._weight is None else values * self._weight).sum(dim=1)
         return product.mean().expand_as(product) if self._frames_on_batch else product
+
+    def _numel(self, prediction: torch.Tensor) -> int:
+        return self._parts[0] if self._is_packed else prediction[0].numel()
 
     @property
     def _is_packed(self) -> bool:
         return len(self._parts) > 1
 
     def _weight_of(self, like: torch.Tensor) -> torch.Tensor:
-        """What each value's squared gap is multiplied by: [B, N], so that the sum is that of `numel` values."""
+        """What each value's squared gap is multiplied by: [B, N], so that the mean over all is that over those that count."""
         mask = torch.ones_like(like[:1]) if self._mask is None else self._mask.expand_as(like)
         share = mask.to(torch.float32).clamp(0, 1).flatten(1)
         if self._is_packed:
             share = _first_that_changes(share.split(self._parts, dim=1))
         total = self._total(share)
         share = torch.where(total > 0, share, 1.0)
-        return share * (self.numel(like) / self._total(share))
+        return share * (share.shape[1] / self._total(share))
 
     def _total(self, share: torch.Tensor) -> torch.Tensor:
         """How many values count: [B, 1]; of frames on the batch axis the mean over all, [1, 1]."""

@@ -8,7 +8,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ..models import catalogue
 from ..models.errors import AnnealingError
-from . import units
+from . import coordinates
 
 
 def default_scale_name(model_patcher: ModelPatcher) -> str:
@@ -23,16 +23,16 @@ def default_scale_name(model_patcher: ModelPatcher) -> str:
         return own
     # By the patcher, so that an SDXL turned into a flow model by a ModelSampling node isn't taken for one of epsilon kind.
     model_sampling = model_patcher.get_model_object("model_sampling")
-    kind = units.prediction_kind(model_sampling)
+    path = coordinates.path_of(model_sampling)
     # EDM: models of SDXL's architecture that were trained from scratch on other latents
     if (
         isinstance(model, comfy.model_base.SDXL)
-        and kind == "epsilon"
+        and path == "ve"
         and not isinstance(model_sampling, comfy.model_sampling.EDM)
     ):
         return catalogue.OFFICIAL_SDXL.name
     raise AnnealingError(
-        f"scale_model is not connected, and no annealing scale is known for this model ({type(model).__name__}, {kind} "
+        f"scale_model is not connected, and no annealing scale is known for this model ({type(model).__name__}, {path} "
         "prediction): only SDXL and the Shapes demo have their own. Connect Load Annealing Scale with a scale made for this "
         "model, train one for it, or connect Fixed Scale."
     )

@@ -9,10 +9,11 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..models.errors import AnnealingError
-from . import units
+from . import coordinates
 from .host_types import Conditioning, Options, Sampler
 from .live import LiveChart
-from .step import Guidance, GuidedRun, guided_step
+from .run import Guidance, GuidedRun, guided_run
+from .step import guided_step
 from .trace import AnnealingTrace
 
 NO_NEGATIVE_GIVEN = (
@@ -24,12 +25,12 @@ NO_NEGATIVE_GIVEN = (
 class AnnealingCFGGuider(comfy.samplers.CFGGuider):
     """A guider whose scale a scale model chooses at every call. Conditions, hooks, areas and inpainting stay ComfyUI's own.
 
-    trace: filled during every run, replaced by the next one. live: the chart that follows every run, if any.
+    trace: filled during every run. live: the chart that follows every run, if any.
     """
 
     def __init__(self, model_patcher: ModelPatcher, guidance: Guidance, live: LiveChart | None = None):
         super().__init__(model_patcher)
-        units.require_match(guidance.scale_model.info, model_patcher.get_model_object("model_sampling"))
+        coordinates.require_match(guidance.scale_model.info, model_patcher.get_model_object("model_sampling"))
         self.guidance = guidance
         self.trace = AnnealingTrace()
         self.live = live
@@ -45,14 +46,15 @@ class AnnealingCFGGuider(comfy.samplers.CFGGuider):
         self, noise: torch.Tensor, latent_image: torch.Tensor, sampler: Sampler, sigmas: torch.Tensor, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """One run of the sampler; ComfyUI calls it with the model loaded."""
-        # Guiders are cached between runs: everything that belongs to a run begins here.
-        run = self.run = GuidedRun(self.guidance, self.trace, self.model_patcher, sampler, self.live)
-        try:
-            run.begin(self, noise, sigmas, kwargs.get("latent_shapes"))
-            output = super().outer_sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
-        finally:
-            self.run = None
-        run.finish()
+        # Guiders are cached between runs: everything that belongs to a run begins and ends here.
+        shapes = kwargs.get("latent_shapes")
+        with guided_run(self.guidance, self.trace, self.live, self, sampler, noise, sigmas, shapes) as run:
+            self.run = run
+            try:
+                output = super().outer_sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
+            finally:
+                self.run = None
+            run.made(output)
         return output
 
     def predict_noise(

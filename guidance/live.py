@@ -28,7 +28,7 @@ class LiveChart:
     """Sends the calls of a run to the chart of the node that made the guider: at most 10 messages a second, a step late or more.
 
     A message: node, run (1 for the first), steps (of the schedule), folded, lambdas (one per sample, or one for all), first
-    (index of its first call), and calls: sigma, and per sample gap_norm, scale and used. NaN and infinity are None, which
+    (index of its first call), and calls: sigma, and per sample gap_norm, scale and cfg_scale. NaN and infinity are None, which
     JSON has no numbers for.
 
     Each message comes with a line of text, for clients that don't draw the chart.
@@ -42,27 +42,29 @@ class LiveChart:
         self._sent, self._last_time = 0, -math.inf
         self._copies: deque[_Copy] = deque()
 
-    def begin(self, run: int, steps: int, folded: bool, lambdas: list[float]) -> None:
+    def begin(self, run_id: int, steps: int, folded: bool, lambdas: list[float]) -> None:
         """Forget what is left of the run before."""
-        self._head = {"node": self.node, "run": run, "steps": steps, "folded": folded, "lambdas": lambdas[:MOST_SAMPLES]}
+        self._head = {"node": self.node, "run": run_id, "steps": steps, "folded": folded, "lambdas": lambdas[:MOST_SAMPLES]}
         self._sent, self._last_time = 0, -math.inf
         self._copies = deque()
 
     def record(self, call: GuidedCall) -> None:
         """Start copying a call's values; send those that have arrived, unless something was sent just now."""
-        self._copies.append(_copy_of(torch.stack([call.sigma, call.gap_norm, call.scale, call.used])[:, :MOST_SAMPLES]))
+        self._copies.append(_copy_of(torch.stack([call.sigma, call.gap_norm, call.scale, call.cfg_scale])[:, :MOST_SAMPLES]))
         if time.monotonic() - self._last_time >= SECONDS_BETWEEN_MESSAGES:
             self._send_calls(self._arrived())
 
-    def finish(self) -> None:
-        """Send the rest. Waits for the device: the run is over."""
+    def finish(self, summary: str) -> None:
+        """Send the rest, and say what the run came to. Waits for the device: the run is over."""
         for copy in self._copies:
             if copy.done is not None:
                 copy.done.synchronize()
         self._send_calls(self._arrived())
+        if summary:
+            self._say(summary)
 
     def _arrived(self) -> list[torch.Tensor]:
-        """The longest run of calls without a gap that is on the host by now."""
+        """The calls that are on the host by now, up to the first that is still under way."""
         values = []
         while self._copies and (self._copies[0].done is None or self._copies[0].done.query()):
             values.append(self._copies.popleft().values)
@@ -74,7 +76,7 @@ class LiveChart:
         calls = [_as_json(values) for values in arrived]
         self._send(EVENT, {**self._head, "first": self._sent, "calls": calls})
         self._sent += len(calls)
-        self._say(f"step {self._sent}: {_in_words(calls[-1], self._head['folded'])}")
+        self._say(f"step {self._sent}: {_in_words(calls[-1])}")
         self._last_time = time.monotonic()
 
 
@@ -98,14 +100,13 @@ def _copy_of(values: torch.Tensor) -> _Copy:
 
 
 def _as_json(values: torch.Tensor) -> dict[str, Any]:
-    sigma, gap_norm, scale, used = ([x if math.isfinite(x) else None for x in row] for row in values.tolist())
-    return {"sigma": sigma[0], "gap_norm": gap_norm, "scale": scale, "used": used}
+    sigma, gap_norm, scale, cfg_scale = ([x if math.isfinite(x) else None for x in row] for row in values.tolist())
+    return {"sigma": sigma[0], "gap_norm": gap_norm, "scale": scale, "cfg_scale": cfg_scale}
 
 
-def _in_words(call: dict[str, Any], folded: bool) -> str:
-    """ "scale 1.04, CFG 8.2", with the range over the batch where the samples differ."""
-    words = f"scale {_range(call['scale'], '.2f')}"
-    return f"{words}, CFG {_range(call['used'], '.1f')}" if folded else words
+def _in_words(call: dict[str, Any]) -> str:
+    """ "CFG 8.2, scale 1.04", with the range over the batch where the samples differ."""
+    return f"CFG {_range(call['cfg_scale'], '.1f')}, scale {_range(call['scale'], '.2f')}"
 
 
 def _range(values: list[float | None], digits: str) -> str:

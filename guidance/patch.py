@@ -10,11 +10,12 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from ..models.errors import AnnealingError
-from . import units
+from . import coordinates
 from .guider import NO_NEGATIVE_GIVEN, AnnealingCFGGuider
 from .host_types import Options, Sampler
 from .live import LiveChart
-from .step import Guidance, GuidedRun, guided_step
+from .run import Guidance, GuidedRun, guided_run
+from .step import guided_step
 from .trace import AnnealingTrace
 
 KEY = "annealing_guidance"
@@ -27,7 +28,7 @@ def patch_model(
 
     A model that was patched before gets the new guidance instead of the old, not both.
     """
-    units.require_match(guidance.scale_model.info, model_patcher.get_model_object("model_sampling"))
+    coordinates.require_match(guidance.scale_model.info, model_patcher.get_model_object("model_sampling"))
     patch = AnnealingPatch(guidance, live)
     patched = model_patcher.clone()
     for wrapper_type, wrapper in ((WrappersMP.OUTER_SAMPLE, patch.outer_sample), (WrappersMP.PREDICT_NOISE, patch.predict_noise)):
@@ -60,13 +61,14 @@ class AnnealingPatch:
         if isinstance(guider, AnnealingCFGGuider):  # has its own guidance
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         _require_cfg(guider)
-        run = self.run = GuidedRun(self.guidance, self.trace, guider.model_patcher, sampler, self.live)
-        try:
-            run.begin(guider, noise, sigmas, kwargs.get("latent_shapes"))
-            output = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-        finally:
-            self.run = None
-        run.finish()
+        shapes = kwargs.get("latent_shapes")
+        with guided_run(self.guidance, self.trace, self.live, guider, sampler, noise, sigmas, shapes) as run:
+            self.run = run
+            try:
+                output = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+            finally:
+                self.run = None
+            run.made(output)
         return output
 
     def predict_noise(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -96,8 +98,18 @@ def _require_cfg(guider: comfy.samplers.CFGGuider) -> None:
             "The Annealing Guidance patch guides with a positive and a negative conditioning, but this guider "
             f"({name}) also combines: {', '.join(others)}. Use KSampler or CFGGuider, or remove the patch."
         )
-    if type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise:
+    if not _predicts_by_cfg(guider):
         raise AnnealingError(
             f"The Annealing Guidance patch takes the place of CFG, but this guider ({name}) guides in a way of its own, which "
-            "the patch would undo. Use KSampler or CFGGuider, or remove the patch."
+            "the patch would undo: its own class says how, or another node pack has replaced ComfyUI's CFG. Use KSampler or "
+            "CFGGuider without that pack, or remove the patch."
         )
+
+
+def _predicts_by_cfg(guider: comfy.samplers.CFGGuider) -> bool:
+    """Whether the guider predicts by ComfyUI's own code: no subclass's, no replaced function, none set on the guider itself.
+
+    Told by where the functions were defined, since another pack may have replaced them before this one was imported.
+    """
+    functions = (getattr(guider.predict_noise, "__func__", None), comfy.samplers.sampling_function)
+    return all(getattr(function, "__globals__", None) is vars(comfy.samplers) for function in functions)

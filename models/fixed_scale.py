@@ -28,6 +28,8 @@ class FixedScale(ScaleModel):
     timesteps per step, which is a step of 20 on SDXL's schedule for the former and of 0.02 in s for the latter.
     """
 
+    reads_gap = False
+
     def __init__(
         self,
         rule: Rule = "constant",

@@ -7,7 +7,11 @@ from typing import Literal
 
 import torch
 
-Prediction = Literal["epsilon", "velocity"]
+Prediction = Literal["epsilon", "velocity"]  # what a scale file calls the kind of model
+Path = Literal["ve", "flow"]  # how noise is mixed in: x = x0 + sigma noise, or x = (1 - s) x0 + s noise
+
+PATHS: dict[Prediction, Path] = {"epsilon": "ve", "velocity": "flow"}
+PREDICTIONS: dict[Path, Prediction] = {"ve": "epsilon", "flow": "velocity"}
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,11 @@ class ScaleInfo:
     licence: str
     created_with: str
 
+    @property
+    def path(self) -> Path | None:
+        """The noise path of the models that the scale was made for; None for a rule that fits any model."""
+        return PATHS[self.prediction] if self.prediction else None
+
 
 class ScaleModel(torch.nn.Module):
     """Base of the learned network and of the fixed rules.
@@ -39,6 +48,8 @@ class ScaleModel(torch.nn.Module):
     The scale is a CFG++ scale: it means something only together with null renoising (or folded into an ordinary
     CFG scale), never as the scale of ordinary CFG.
     """
+
+    reads_gap = True  # False: all samples at one noise level get one scale
 
     def __init__(self, info: ScaleInfo):
         super().__init__()

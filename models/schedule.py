@@ -1,7 +1,10 @@
 """Noise levels: the 1000-step schedule of SDXL, and the next noise level on a scale model's training grid.
 
+One coordinate serves all models, the noise-to-signal ratio `nsr`: sigma of data with unit variance on the VE path (there it is
+sqrt((1 - abar) / abar)), s / (1 - s) on the flow path.
+
 Pure torch, element by element, on any device and without host synchronisation. float64 in gives float64 out; everything
-else is computed in float32. Sigma is ComfyUI's: sqrt((1 - abar) / abar) in the VE form, s in 0..1 for flow models.
+else is computed in float32.
 """
 
 from __future__ import annotations
@@ -10,10 +13,11 @@ from functools import lru_cache
 
 import torch
 
-from .scale_model import Prediction, ScaleInfo
+from .scale_model import Path, ScaleInfo
 
 TIMESTEPS = 1000
 BETA_START, BETA_END = 0.00085, 0.012  # "scaled linear": linear in sqrt(beta)
+LARGEST_NSR = 1e9  # in the place of infinity, where a flow model has noise alone
 
 
 @lru_cache(maxsize=1)
@@ -50,41 +54,78 @@ def sigma_of_timestep(timestep: torch.Tensor) -> torch.Tensor:
     return low * (high / low) ** (timestep - lower)
 
 
-def next_on_training_grid(
-    sigma: torch.Tensor, info: ScaleInfo, prediction: Prediction | None = None, timestep: torch.Tensor | None = None
-) -> torch.Tensor:
-    """The noise level one training step below `sigma`, in the same units: same shape, >= 0, and 0 after the last step.
+def timestep_of_nsr(path: Path, nsr: torch.Tensor) -> torch.Tensor:
+    """The timestep that a network was trained with at this noise-to-signal ratio: 0..999 (ve), 0..1000 (flow)."""
+    return timestep_of_sigma(nsr) if path == "ve" else TIMESTEPS * share_of_nsr(nsr)
 
-    Exact at the grid's own points, and piecewise linear in the grid's index between them, so that it is continuous and
-    rises with sigma. Above the first grid point it is the level after the first.
 
-    prediction: the kind of the model that `sigma` belongs to. Needed only where info.prediction is None (a fixed rule,
-        which fits both kinds); otherwise info.prediction says it.
-    timestep: that of `sigma`, where it is known already.
+def share_of_nsr(nsr: torch.Tensor) -> torch.Tensor:
+    """The flow time s, 0..1, of the noise-to-signal ratio s / (1 - s)."""
+    return nsr / (1.0 + nsr)
 
-    Grids: a tuple of sigmas is used as it is. n timesteps per step mean, on the VE form, t - n on the 1000-step
-    schedule (t = n, 2n, ... end on t = 0, whose next level is 0), and on flow models s - n/1000.
+
+def nsr_of_share(share: torch.Tensor) -> torch.Tensor:
+    """The noise-to-signal ratio s / (1 - s) of a flow time, at most LARGEST_NSR."""
+    return (share / (1.0 - share)).clamp(max=LARGEST_NSR)
+
+
+def next_on_training_grid(nsr: torch.Tensor, info: ScaleInfo, path: Path | None = None, last_step: bool = False) -> torch.Tensor:
+    """The noise-to-signal ratio one training step below `nsr`: same shape, 0 <= next < nsr.
+
+    Exact at the grid's own points and continuous between them. Beyond either end the grid goes on as it ends: above its first
+    level with the ratio of its first step, below its last but one with the ratio of its last step that leaves noise.
+
+    path: of the model that `nsr` belongs to. Needed only where info.path is None (a fixed rule, which fits both).
+    last_step: the run's own step leads to the picture. Then the training's last level does so too, and all below it.
+
+    Grids: n timesteps per step mean on the VE path t - n on the 1000-step schedule (t = n, 2n, ... end on t = 0, after which
+    comes the picture), and on the flow path s - n/1000. A tuple holds sigmas or flow times, with linear steps between them.
     """
-    sigma = _floating(sigma)
-    grid = info.training_grid
+    path = info.path or path
+    if path is None:
+        raise ValueError(f'"{info.name}" fits any model: say the noise path of the model that nsr belongs to')
+    nsr = _floating(nsr)
+    first, second, last_but_one, last = _ends(info.training_grid, path)
+    following = _next_inside(nsr, info.training_grid, path)
+    following = torch.where(nsr > first, nsr * (second / first), following)
+    return following if last_step else torch.where(nsr < last_but_one, nsr * (last / last_but_one), following)
+
+
+def _ends(grid: tuple[float, ...] | int, path: Path) -> tuple[float, float, float, float]:
+    """The nsr of the grid's first, second, last but one and last level with noise. A grid of one level ends at once: ratio 0."""
     if not isinstance(grid, int):
-        return _next_in_table(sigma, _table_of(grid, sigma.device, sigma.dtype))
-    kind = info.prediction or prediction
-    if kind is None:
-        raise ValueError(f'"{info.name}" fits any model: say the prediction kind of the model that sigma belongs to')
-    if kind == "velocity":
-        return (sigma - grid / TIMESTEPS).clamp(min=0)
-    timestep = timestep_of_sigma(sigma) if timestep is None else timestep
+        levels = torch.tensor(grid[:-1], dtype=torch.float64)
+        nsr = (levels if path == "ve" else nsr_of_share(levels)).tolist()
+        return (nsr[0], nsr[1], nsr[-2], nsr[-1]) if len(nsr) > 1 else (nsr[0], 0.0, nsr[0], 0.0)
+    if path == "ve":
+        sigmas = ve_sigmas()
+        below_first = TIMESTEPS - 1 - grid
+        second = float(sigmas[below_first]) if below_first >= 0 else 0.0
+        return float(sigmas[-1]), second, float(sigmas[min(grid, TIMESTEPS - 1)]), float(sigmas[0])
+    step = torch.tensor([1.0, 1 - grid / TIMESTEPS, min(2 * grid / TIMESTEPS, 1.0), grid / TIMESTEPS], dtype=torch.float64)
+    return tuple(nsr_of_share(step).tolist())  # type: ignore[return-value]
+
+
+def _next_inside(nsr: torch.Tensor, grid: tuple[float, ...] | int, path: Path) -> torch.Tensor:
+    """next_on_training_grid within the grid's ends, and down to the picture below its last level."""
+    if not isinstance(grid, int):
+        table = _table_of(grid, nsr.device, nsr.dtype)
+        if path == "ve":
+            return _next_in_table(nsr, table)
+        return nsr_of_share(_next_in_table(share_of_nsr(nsr), table))
+    if path == "flow":
+        return nsr_of_share((share_of_nsr(nsr) - grid / TIMESTEPS).clamp(min=0))
+    timestep = timestep_of_sigma(nsr)
     # Below one step: between the last grid point (t = 0, next level 0) and the one before it (t = n, next sigma(0)).
-    below_one_step = _ve_table(sigma.device, sigma.dtype)[0] * timestep / grid
+    below_one_step = _ve_table(nsr.device, nsr.dtype)[0] * timestep / grid
     return torch.where(timestep < grid, below_one_step, sigma_of_timestep(timestep - grid))
 
 
-def _next_in_table(sigma: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    """next_on_training_grid for explicit sigmas. grid: [K], ascending, grid[0] = 0."""
-    sigma = sigma.clamp(grid[0], grid[-1])
-    upper = torch.searchsorted(grid, sigma.contiguous()).clamp(1, grid.numel() - 1)
-    fraction = (sigma - grid[upper - 1]) / (grid[upper] - grid[upper - 1])
+def _next_in_table(level: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """The level after `level` on a grid of explicit levels [K], ascending, grid[0] = 0."""
+    level = level.clamp(grid[0], grid[-1])
+    upper = torch.searchsorted(grid, level.contiguous()).clamp(1, grid.numel() - 1)
+    fraction = (level - grid[upper - 1]) / (grid[upper] - grid[upper - 1])
     return torch.lerp(grid[(upper - 2).clamp(min=0)], grid[upper - 1], fraction)
 
 

@@ -10,7 +10,7 @@ from ..guidance.guider import AnnealingCFGGuider
 from ..guidance.live import LiveChart
 from ..guidance.patch import patch_model
 from ..guidance.renoising import CHOICES, Renoise
-from ..guidance.step import Guidance
+from ..guidance.run import Guidance
 from ..models.scale_model import ScaleModel
 from .host import CATEGORY, where_known
 from .lists import numbers_in

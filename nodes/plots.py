@@ -7,7 +7,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..guidance.trace import AnnealingTrace
+from ..guidance.trace import AnnealingTrace, RunTrace
 from ..models.errors import AnnealingError
 from ..models.whole_file import write_whole
 from ..plots.figure import picture_of
@@ -23,6 +23,7 @@ _NOT_SAMPLED = (
     "The trace is empty: nothing was sampled with its guider or patched model yet. Connect the latent of the sampler that uses "
     "it to {input}, so that this node runs after it."
 )
+_NOT_SURE = "Several runs used this guider, and none of them gave these very samples: this is the latest run."
 _ALIASES = ["annealing guidance", "guidance plot", "cfg plot", "cfg chart"]
 
 MOST_MAPS = 16
@@ -62,11 +63,10 @@ class AnnealingScalePlot(io.ComfyNode):
 
     @classmethod
     def execute(cls, trace: AnnealingTrace, samples, csv_prefix: str = "") -> io.NodeOutput:
-        if not trace.calls:
-            raise AnnealingError(_NOT_SAMPLED.format(input="samples"))
+        run, remark = _run_of(trace, samples)
         if csv_prefix.strip():
-            show_text(f"Numbers written to {_write_table(trace, csv_prefix.strip())}")
-        return io.NodeOutput(picture_of(lambda: trace_figure(trace)), samples)
+            show_text(f"Numbers written to {_write_table(run, csv_prefix.strip())}")
+        return io.NodeOutput(picture_of(lambda: trace_figure(run, remark)), samples)
 
 
 class AnnealingScaleMap(io.ComfyNode):
@@ -110,18 +110,25 @@ class AnnealingScaleMap(io.ComfyNode):
 
     @classmethod
     def execute(cls, scale_model, guidance_lambda: float, lambdas: str = "", trace=None, samples=None) -> io.NodeOutput:
-        if trace is not None and not trace.calls:
-            raise AnnealingError(_NOT_SAMPLED.format(input="samples"))
+        run = None if trace is None else _run_of(trace, samples)[0]
         several = parse_lambdas(lambdas, "lambdas")
         shown = [guidance_lambda] if several is None else several.tolist()
         if len(shown) > MOST_MAPS:  # a stranger's workflow must not keep the server drawing
             raise AnnealingError(f"lambdas holds {len(shown)} numbers, and at most {MOST_MAPS} maps are drawn. Write fewer.")
         if not all(0 <= value <= 1 for value in shown):
             raise AnnealingError(f"guidance_lambda is {guidance_lambda}. Set it to a number from 0 to 1.")
-        return io.NodeOutput(picture_of(lambda: map_figure(scale_model, shown, trace)))
+        return io.NodeOutput(picture_of(lambda: map_figure(scale_model, shown, run)))
 
 
-def _write_table(trace: AnnealingTrace, prefix: str) -> Path:
+def _run_of(trace: AnnealingTrace, samples: dict | None) -> tuple[RunTrace, str]:
+    """The run that made the samples, and what to say where that can't be told."""
+    if not trace.calls:
+        raise AnnealingError(_NOT_SAMPLED.format(input="samples"))
+    run, is_sure = trace.run_of(None if samples is None else samples["samples"])
+    return run, "" if is_sure else _NOT_SURE
+
+
+def _write_table(trace: RunTrace, prefix: str) -> Path:
     output = folder_paths.get_output_directory()
     inside(output, prefix, "csv_prefix")
     try:

@@ -8,8 +8,8 @@ from comfy_api.latest import io
 from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
 
 from ..guidance.guider import AnnealingCFGGuider
-from ..guidance.renoising import unconditional_share
-from ..guidance.step import Guidance
+from ..guidance.run import Guidance
+from ..guidance.samplers import facts_of
 from ..models.errors import AnnealingError
 from ..plots.grid import labelled_columns
 from .guider import AnnealingTraceType, live_chart, parse_lambdas, scale_model_or_default
@@ -90,7 +90,7 @@ class AnnealingSweep(io.ComfyNode):
 
         samples = torch.cat(latents)
         labels = [f"lambda {value:g}" for value in several.tolist()]
-        labels += [f"{'CFG++' if unconditional_share(sampler) else 'CFG'} {value:g}" for value in scales]
+        labels += [f"{'CFG++' if facts_of(sampler).uncond_share else 'CFG'} {value:g}" for value in scales]
         columns = [_pictures(vae, part) for part in samples.split(count)]
         return io.NodeOutput(labelled_columns(columns, labels), {"samples": samples}, guider.trace)
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..guidance.units import network_timestep
-from ..models.scale_network import ScaleNetwork
 from ..training.fit import Check, Fit
+from ..models.scale_model import PATHS
+from ..models.scale_network import ScaleNetwork
+from ..models.schedule import timestep_of_nsr
 from ..training.profile import Profile, steps_of_grid
 from .figure import FONT_SIZE, INK, dress, new_figure
 
@@ -59,8 +60,9 @@ def scale_bands(network: ScaleNetwork, profile: Profile, guidance_lambda: float)
 
 def step_timesteps(profile: Profile) -> torch.Tensor:
     """The network's timestep of every step of the profile's training grid that can be measured, noisy first: [S]."""
-    levels, _ = steps_of_grid(profile.kind, profile.settings.training_grid)
-    return network_timestep(profile.kind, levels).float()
+    path = PATHS[profile.kind]
+    nsr, _ = steps_of_grid(path, profile.settings.training_grid)
+    return timestep_of_nsr(path, nsr).float()
 
 
 def _draw_scales(axes: Axes, network: ScaleNetwork, profile: Profile) -> None:

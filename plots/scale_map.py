@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..guidance.trace import AnnealingTrace
+from ..guidance.trace import RunTrace
 from ..models.scale_model import ScaleModel
 from ..models.scale_network import ScaleNetwork
 from .figure import INK, PAPER, dress, new_figure
@@ -29,7 +29,7 @@ def scale_grid(scale_model: ScaleModel, guidance_lambda: float, largest_norm: fl
     return scale_model(columns.flatten(), rows.flatten(), guidance_lambda).cpu().view(RESOLUTION, RESOLUTION)
 
 
-def map_figure(scale_model: ScaleModel, lambdas: list[float], trace: AnnealingTrace | None) -> Figure:
+def map_figure(scale_model: ScaleModel, lambdas: list[float], trace: RunTrace | None) -> Figure:
     """One map per lambda, all with the same colours. trace: a run whose samples' paths are drawn over them."""
     paths = _paths(trace) if trace else []
     largest_norm = _largest_norm(scale_model, paths)
@@ -59,13 +59,13 @@ def map_figure(scale_model: ScaleModel, lambdas: list[float], trace: AnnealingTr
     return figure
 
 
-def _paths(trace: AnnealingTrace) -> list[tuple[list[float], list[float]]]:
+def _paths(trace: RunTrace) -> list[tuple[list[float], list[float]]]:
     """Timesteps and gap norms of each sample's calls."""
     timesteps, norms = (torch.stack([getattr(call, name) for call in trace.calls]) for name in ("timestep", "gap_norm"))
     return [(timesteps[:, i].tolist(), norms[:, i].tolist()) for i in range(timesteps.shape[1])]
 
 
-def _of_lambda(trace: AnnealingTrace | None, paths: list, guidance_lambda: float) -> list:
+def _of_lambda(trace: RunTrace | None, paths: list, guidance_lambda: float) -> list:
     """Of a sweep the paths of the samples with this lambda; all where none has it, and of any other run."""
     lambdas = torch.as_tensor(trace.guidance_lambda if trace else 0.0).reshape(-1).tolist()
     own = [path for path, value in zip(paths, lambdas, strict=False) if abs(value - guidance_lambda) < 1e-3]

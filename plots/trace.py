@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..guidance.trace import AnnealingTrace
+from ..guidance.trace import RunTrace
 from .figure import dress, new_figure
 from .fit import COLOURS, DASHES, MARKERS
 
@@ -20,13 +20,14 @@ WIDTH, PANEL = 1024, 300  # pixels; PANEL: height of each of the panels
 MOST_NAMED = 10  # a legend of more samples would hide the lines
 
 
-def trace_figure(trace: AnnealingTrace) -> Figure:
-    """Scale, CFG scale where the run folded it, and gap norm over the run's model calls: a line per sample."""
+def trace_figure(trace: RunTrace, remark: str = "") -> Figure:
+    """CFG scale, the network's scale and gap norm over the run's model calls: a line per sample. remark: a line above."""
     calls = trace.calls
-    panels = [("scale (the network's)", [call.scale for call in calls])]
-    if trace.folded:
-        panels.append(("CFG scale applied (folded)", [call.used for call in calls]))
-    panels.append(("gap norm", [call.gap_norm for call in calls]))
+    panels = [
+        ("CFG scale applied", [call.cfg_scale for call in calls]),
+        ("scale (the network's)", [call.scale for call in calls]),
+        ("gap norm", [call.gap_norm for call in calls]),
+    ]
     figure = new_figure(WIDTH, PANEL * len(panels))
     names, sigmas = sample_names(trace), [call.sigma[0].item() for call in calls]
     for row, (axes, (title, values)) in enumerate(zip(figure.subplots(len(panels), 1), panels, strict=True)):
@@ -34,24 +35,25 @@ def trace_figure(trace: AnnealingTrace) -> Figure:
         if row == 0 and 1 < len(names) <= MOST_NAMED:
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)
         dress(axes, title, "model call, noise first (sigma below)" if row == len(panels) - 1 else "", "")
-    figure.suptitle(f"{trace.scale_name}, {_lambda_in_words(trace)}", x=0.01, ha="left", fontsize=15)
+    title = f"{trace.scale_name}, {_lambda_in_words(trace)}"
+    figure.suptitle(f"{title}\n{remark}" if remark else title, x=0.01, ha="left", fontsize=15)
     return figure
 
 
-def trace_table(trace: AnnealingTrace) -> str:
+def trace_table(trace: RunTrace) -> str:
     """The same numbers as CSV: a line per call and sample."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["call", "sample", "lambda", "sigma", "timestep", "gap_norm", "scale", "used_scale"])
+    table.writerow(["call", "sample", "lambda", "sigma", "timestep", "gap_norm", "scale", "cfg_scale"])
     for number, call in enumerate(trace.calls, 1):
         lambdas = torch.as_tensor(trace.guidance_lambda, dtype=torch.float32).expand_as(call.scale)
-        columns = (lambdas, call.sigma, call.timestep, call.gap_norm, call.scale, call.used)
+        columns = (lambdas, call.sigma, call.timestep, call.gap_norm, call.scale, call.cfg_scale)
         for sample, row in enumerate(zip(*(column.tolist() for column in columns), strict=True), 1):
             table.writerow([number, sample, *(f"{value:.6g}" for value in row)])
     return text.getvalue()
 
 
-def sample_names(trace: AnnealingTrace) -> list[str]:
+def sample_names(trace: RunTrace) -> list[str]:
     """What the legend calls each sample of the batch: its lambda too, where they differ."""
     count = len(trace.calls[0].scale)
     lambdas = torch.as_tensor(trace.guidance_lambda, dtype=torch.float32).reshape(-1)
@@ -60,7 +62,7 @@ def sample_names(trace: AnnealingTrace) -> list[str]:
     return [f"{i + 1}: lambda {value:g}" for i, value in enumerate(lambdas.tolist())]
 
 
-def _lambda_in_words(trace: AnnealingTrace) -> str:
+def _lambda_in_words(trace: RunTrace) -> str:
     lambdas = torch.as_tensor(trace.guidance_lambda, dtype=torch.float32).reshape(-1)
     return f"lambda {lambdas[0]:.3g}" if lambdas.numel() == 1 else "a lambda for each sample"
 

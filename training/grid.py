@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import comfy.samplers
 
-from ..guidance import paper_schedule, units
+from ..guidance import coordinates, paper_schedule
 from ..guidance.host_types import ModelSampling
 from ..models.errors import AnnealingError
-from ..models.schedule import TIMESTEPS
+from ..models.schedule import TIMESTEPS, share_of_nsr
 from .profile import TrainingGrid
 
 PAPER = "paper"
 SCHEDULERS = (PAPER, *comfy.samplers.SCHEDULER_NAMES)
 # A learned scale is about 1 on any grid, so the grid sets the strength: at scale 1 the paper's 50 steps mean CFG 12 on average,
 # 28 steps of a flow model CFG 28/6 = 4.7, whatever its shift.
-USUAL_STEPS = {"epsilon": 50, "velocity": 28}
+USUAL_STEPS = {"ve": 50, "flow": 28}
 
 
 def training_grid(model_sampling: ModelSampling, steps: int = 0, scheduler: str = PAPER) -> TrainingGrid:
@@ -25,14 +25,15 @@ def training_grid(model_sampling: ModelSampling, steps: int = 0, scheduler: str 
     """
     if scheduler not in SCHEDULERS:
         raise AnnealingError(f"There is no scheduler {scheduler!r} in this ComfyUI. Choose one of: {', '.join(SCHEDULERS)}.")
-    kind = units.prediction_kind(model_sampling)
-    steps = steps or USUAL_STEPS[kind]
-    if scheduler == PAPER and kind == "epsilon":
+    path = coordinates.path_of(model_sampling)
+    steps = steps or USUAL_STEPS[path]
+    if scheduler == PAPER and path == "ve":
         return TIMESTEPS // min(max(steps, 1), TIMESTEPS)
     sigmas = (
         paper_schedule.sigmas(model_sampling, steps)
         if scheduler == PAPER
         else comfy.samplers.calculate_sigmas(model_sampling, scheduler, steps)
     )
-    levels = units.noise_level(model_sampling, sigmas.cpu())
+    nsr = coordinates.nsr_of_sigma(model_sampling, sigmas.cpu())
+    levels = nsr if path == "ve" else share_of_nsr(nsr)
     return tuple(levels.unique().flip(0).tolist())  # some schedulers give a level twice

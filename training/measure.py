@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ..guidance import units
+from ..guidance import coordinates
 from ..guidance.coverage import per_sample
 from ..guidance.host_types import Conditioning, ModelSampling, Options
 from ..models.errors import AnnealingError
+from ..models.schedule import timestep_of_nsr
 from . import cads
 from .pictures import Picture, picture_seed
 from .profile import Entries, ProfileSettings, steps_of_grid
@@ -73,14 +73,14 @@ class _Rows:
 def _draw_rows(model: ModelPatcher, latent: torch.Tensor, settings: ProfileSettings, generator: torch.Generator) -> _Rows:
     """A picture's rows: each at another step of the grid as long as there are enough, with its own noise."""
     model_sampling = model.get_model_object("model_sampling")
-    kind = units.prediction_kind(model_sampling)
-    levels, next_levels = steps_of_grid(kind, settings.training_grid)
-    rounds = -(-settings.samples // len(levels))
-    steps = torch.cat([torch.randperm(len(levels), generator=generator) for _ in range(rounds)])[: settings.samples]
+    path = coordinates.path_of(model_sampling)
+    nsr, next_nsr = steps_of_grid(path, settings.training_grid)
+    rounds = -(-settings.samples // len(nsr))
+    steps = torch.cat([torch.randperm(len(nsr), generator=generator) for _ in range(rounds)])[: settings.samples]
     return _Rows(
-        units.network_timestep(kind, levels[steps]).float(),
-        units.sigma_of_level(model_sampling, levels[steps]),
-        units.sigma_of_level(model_sampling, next_levels[steps]),
+        timestep_of_nsr(path, nsr[steps]).float(),
+        coordinates.sigma_of_nsr(model_sampling, nsr[steps]),
+        coordinates.sigma_of_nsr(model_sampling, next_nsr[steps]),
         torch.randn(len(steps), *latent.shape, generator=generator),
     )
 
@@ -113,7 +113,7 @@ class _Probe(comfy.samplers.Sampler):
 
         x = model_sampling.noise_scaling(per_sample(sigma, noise), noise, latent_image)
         cond, uncond = predict("positive", x, sigma)
-        gap_norm = units.gap_norm(model_sampling, cond, uncond, sigma)
+        gap_norm = coordinates.gap_norm(model_sampling, cond, uncond, sigma)
         first = first_term(model_sampling, cond, uncond, latent_image, sigma)
         gaps_after = []
         for knot in self.knots:
@@ -139,10 +139,8 @@ def first_term(
 
 
 def gap(model_sampling: ModelSampling, cond: torch.Tensor, uncond: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """The values whose norm is units.gap_norm, of the opposite sign: [B, N], float32."""
-    is_flow = units.prediction_kind(model_sampling) == "velocity"
-    divisor = units.noise_level(model_sampling, sigma) if is_flow else sigma
-    return (cond - uncond).float().flatten(1) / divisor[:, None]
+    """The values whose norm is coordinates.gap_norm, of the opposite sign: [B, N], float32."""
+    return (cond - uncond).float().flatten(1) / coordinates.gap_divisor(model_sampling, sigma)[:, None]
 
 
 def null_renoised(
@@ -155,6 +153,6 @@ def null_renoised(
 ) -> torch.Tensor:
     """x' = alpha' D_w + sigma' eps_u, eps_u = (x - alpha D_u)/sigma, for x = alpha x0 + sigma eps. All [B, ...] and [B]."""
     sigma, next_sigma = per_sample(sigma, x), per_sample(next_sigma, x)
-    is_flow = isinstance(model_sampling, comfy.model_sampling.CONST)
-    alpha, next_alpha = (1 - sigma, 1 - next_sigma) if is_flow else (1.0, 1.0)
+    scaled = coordinates.keeps_signal_scaled(model_sampling)
+    alpha, next_alpha = (1 - sigma, 1 - next_sigma) if scaled else (1.0, 1.0)
     return next_alpha * guided + next_sigma * (x - alpha * uncond) / sigma

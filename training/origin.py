@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ..guidance import units
+from ..guidance import coordinates
 from ..guidance.extent import has_frames_on_batch
 from ..guidance.host_types import Conditioning
 from ..models import schedule
 from ..models.errors import AnnealingError
-from ..models.scale_model import Prediction
+from ..models.scale_model import PREDICTIONS, Prediction
 from .fingerprint import Fingerprint, Samples, alike, fingerprint, samples_of
 from .profile import ProfileSettings, TrainingGrid, steps_of_grid
 
@@ -104,8 +104,8 @@ def origin_of(model: ModelPatcher, negative: Conditioning, settings: ProfileSett
             "This model takes a batch as the frames of one video (AnimateDiff, SVD, context windows along the batch), and a "
             "profile is measured on batches of single pictures. Measure it on the model without them."
         )
-    kind = units.prediction_kind(model.get_model_object("model_sampling"))
-    steps_of_grid(kind, settings.training_grid)
+    path = coordinates.path_of(model.get_model_object("model_sampling"))
+    steps_of_grid(path, settings.training_grid)
     embeddings = [tensor for sequence, options in negative for tensor in (sequence, *options.values())]
     embeddings = [tensor for tensor in embeddings if isinstance(tensor, torch.Tensor) and tensor.numel() > 0]
-    return Origin(kind, settings, fingerprint(model), samples_of(embeddings, 64))
+    return Origin(PREDICTIONS[path], settings, fingerprint(model), samples_of(embeddings, 64))

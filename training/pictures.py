@@ -18,7 +18,7 @@ import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ..guidance import units
+from ..guidance import coordinates
 from ..guidance.host_types import Conditioning, Latent, Options
 from ..models.errors import AnnealingError
 from .fingerprint import digest
@@ -124,7 +124,7 @@ class PictureMaker:
 
     def __init__(self, model: ModelPatcher, size: Latent, negative: Conditioning, settings: SampleSettings):
         """AnnealingError for a sampler or scheduler that this ComfyUI does not have."""
-        is_flow = units.prediction_kind(model.get_model_object("model_sampling")) == "velocity"
+        is_flow = coordinates.path_of(model.get_model_object("model_sampling")) == "flow"
         cfg = settings.cfg if settings.cfg is not None else (3.5 if is_flow else 5.0)
         self.settings = replace(settings, cfg=cfg, scheduler=settings.scheduler or ("simple" if is_flow else "normal"))
         for name, value, known in (

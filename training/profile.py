@@ -17,7 +17,7 @@ import torch
 
 from ..models import schedule
 from ..models.errors import AnnealingError
-from ..models.scale_model import Prediction
+from ..models.scale_model import Path, Prediction
 from .knots import spread_knots
 
 MIN_PICTURES, MIN_ENTRIES = 8, 64
@@ -112,17 +112,17 @@ class Profile:
             )
 
 
-def steps_of_grid(kind: Prediction, grid: TrainingGrid) -> tuple[torch.Tensor, torch.Tensor]:
-    """(noise levels, next noise levels) of every step of a training grid but the last: [S] each, float64, descending.
+def steps_of_grid(path: Path, grid: TrainingGrid) -> tuple[torch.Tensor, torch.Tensor]:
+    """(nsr, next nsr) of every step of a training grid but the last: [S] each, float64, descending.
 
-    The last step goes to noise level 0, where no second gap can be measured. AnnealingError where no step is left.
+    The last step goes to the picture, where no second gap can be measured. AnnealingError where no step is left.
     """
-    if not isinstance(grid, int):
-        levels = torch.tensor(grid[:-1], dtype=torch.float64)
-    elif kind == "velocity":
-        levels = torch.arange(schedule.TIMESTEPS // grid, 0, -1, dtype=torch.float64) * grid / schedule.TIMESTEPS
-    else:
+    if path == "ve" and isinstance(grid, int):
         levels = schedule.sigma_of_timestep(torch.arange(schedule.TIMESTEPS // grid - 1, -1, -1, dtype=torch.float64) * grid)
+    else:
+        whole = isinstance(grid, int)
+        levels = torch.arange(schedule.TIMESTEPS // grid, 0, -1) * grid / schedule.TIMESTEPS if whole else torch.tensor(grid[:-1])
+        levels = levels.double() if path == "ve" else schedule.nsr_of_share(levels.double())
     if len(levels) < 2:
         raise AnnealingError(f"The training grid {grid} has fewer than two steps. Choose more steps: the paper's has 50.")
     return levels[:-1], levels[1:]

@@ -37,12 +37,10 @@ class ScheduledCFGGuider(comfy.samplers.CFGGuider):
         self.scale, self.rule = scale, rule
 
     def predict_noise(self, x, timestep, model_options=None, seed=None):
-        sampling, units = self.inner_model.model_sampling, pack_module("guidance.units")
-        kind = units.prediction_kind(sampling)
-        level = units.noise_level(sampling, timestep[:1])
-        progress = 1 - units.network_timestep(kind, level).item() / 1000
-        ratio = level / (1 - level) if kind == "velocity" else level
-        self.set_cfg(1 + (self.scale - 1) * self.rule(progress, ratio.item()))
+        sampling, coordinates = self.inner_model.model_sampling, pack_module("guidance.coordinates")
+        nsr = coordinates.nsr_of_sigma(sampling, timestep[:1])
+        progress = 1 - pack_module("models.schedule").timestep_of_nsr(coordinates.path_of(sampling), nsr).item() / 1000
+        self.set_cfg(1 + (self.scale - 1) * self.rule(progress, nsr.item()))
         return super().predict_noise(x, timestep, model_options or {}, seed)
 
 
@@ -118,10 +116,8 @@ class Methods:
 
     def _cfg_pp(self) -> dict[str, Run]:
         """Constant scales of `euler_cfg_pp`, chosen by what they amount to: a scale means another strength at each step count."""
-        folding, units = pack_module("guidance.folding"), pack_module("guidance.units")
-        sampling = self.demo.model_sampling
-        level = units.noise_level(sampling, self.sigmas)
-        factor = folding.folding_factor(units.prediction_kind(sampling), level[:-1], level[1:]).mean().item()
+        nsr = pack_module("guidance.coordinates").nsr_of_sigma(self.demo.model_sampling, self.sigmas)
+        factor = pack_module("guidance.course").folding_factor(nsr[:-1], nsr[1:]).mean().item()
         sampler = comfy.samplers.sampler_object("euler_cfg_pp")
 
         def run(scale: float) -> Run:

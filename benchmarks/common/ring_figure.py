@@ -111,7 +111,7 @@ def _draw_fronts(axes: Axes, rows: dict[str, dict], key: str, title: str, ylabel
 @torch.no_grad()
 def _draw_scales(axes: Axes, network, wrong: float) -> None:
     """The exact scale and the learned ones at the noised data of the class, over the paper's timesteps."""
-    units, schedule = pack_module("guidance.units"), pack_module("models.schedule")
+    schedule = pack_module("models.schedule")
     look = pack_module("plots.figure")
     generator = torch.Generator().manual_seed(3)
     caption, n = torch.tensor([[0.0, 1.0]]), 2000
@@ -125,7 +125,7 @@ def _draw_scales(axes: Axes, network, wrong: float) -> None:
         exact.append(ring_model.exact_scale(x, sigma, caption, wrong))
         uncond = ring_model.denoised(x, sigma, torch.full_like(right, 1 / ring_model.MODES))
         norm = (ring_model.denoised(x, sigma, told) - uncond).norm(dim=1) / sigma[:, 0]
-        timestep = units.network_timestep("epsilon", sigma[:, 0])
+        timestep = schedule.timestep_of_sigma(sigma[:, 0])
         for value, scales in learned.items():
             scales.append(network(timestep, norm, value).mean())
     exact = torch.stack(exact)

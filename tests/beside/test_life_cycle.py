@@ -7,7 +7,7 @@ import torch
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
 from annealing_guidance_pack.guidance.patch import patch_model
 from annealing_guidance_pack.guidance.sampler import null_renoising_sampler
-from annealing_guidance_pack.guidance.step import Guidance
+from annealing_guidance_pack.guidance.run import Guidance
 from annealing_guidance_pack.models import schedule
 from beside import LEARNED, Call, closed_form_scene, recorded
 from closed_form import SmoothScale, sample
@@ -56,11 +56,11 @@ def fails_at(call: int, error: BaseException):
 def test_a_cached_workflow_run_again_gives_the_same_picture_and_trace(way, sampler):
     workflow = Workflow(way)
     first = workflow.run(sampler)
-    used = [call.used for call in workflow.trace.calls]
+    used = [call.cfg_scale for call in workflow.trace.calls]
     workflow.run("heun", seed=1)  # something else in between
     assert torch.equal(workflow.run(sampler), first)
-    assert torch.equal(torch.stack([call.used for call in workflow.trace.calls]), torch.stack(used))
-    assert workflow.trace.run == 3
+    assert torch.equal(torch.stack([call.cfg_scale for call in workflow.trace.calls]), torch.stack(used))
+    assert workflow.trace.run_id == 3
 
 
 @WAYS
@@ -71,7 +71,7 @@ def test_two_in_one_workflow_share_no_state(way):
     low_latent, high_latent = low.run(), high.run()
     assert not torch.allclose(low_latent, high_latent)
     assert torch.equal(low.run(), low_latent) and torch.equal(high.run(), high_latent)
-    assert (low.trace.calls[0].used < high.trace.calls[0].used).all()
+    assert (low.trace.calls[0].cfg_scale < high.trace.calls[0].cfg_scale).all()
     assert torch.equal(low_latent, Workflow(way, Guidance(scale_model, 0.0)).run())
 
 
@@ -152,14 +152,14 @@ def test_the_trace_holds_every_call_at_its_own_noise_level(way, solver):
         assert torch.equal(traced.sigma, sigma)
         torch.testing.assert_close(traced.timestep, schedule.timestep_of_sigma(sigma))
         torch.testing.assert_close(traced.gap_norm, (call.cond - call.uncond).flatten(1).norm(dim=1) / sigma)
-        assert (traced.used > 0).all()
+        assert (traced.cfg_scale > 0).all()
 
 
 def test_equal_noise_levels_before_and_after_a_restart_give_scales_by_the_same_rule():
     """Nothing is counted: the calls after stepping back to a noise level are as if the run had begun there."""
     workflow = Workflow("guider", Guidance(SmoothScale(), match_training_steps=False))
     workflow.run(SOLVERS["a restart"])
-    k = [call.used / call.scale for call in workflow.trace.calls]
+    k = [call.cfg_scale / call.scale for call in workflow.trace.calls]
     assert len(k) == 6
     torch.testing.assert_close(k[0], k[2])
     torch.testing.assert_close(k[1], k[3])

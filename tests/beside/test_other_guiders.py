@@ -17,7 +17,7 @@ def assert_refused(make_guider, sentence: str) -> None:
     patched, trace = patch_model(SCENE.model(), LEARNED)
     with pytest.raises(AnnealingError, match=sentence):
         _sample(make_guider(patched))
-    assert trace.run == 0
+    assert trace.run_id == 0
 
 
 def _sample(guider):
@@ -96,4 +96,4 @@ def test_the_annealing_guider_ignores_a_patch_on_its_model():
     guider = AnnealingCFGGuider(patched, LEARNED)
     guider.set_conds(SCENE.positive, SCENE.negative)
     _sample(guider)
-    assert trace.run == 0 and len(guider.trace.calls) == 4
+    assert trace.run_id == 0 and len(guider.trace.calls) == 4

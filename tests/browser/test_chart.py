@@ -79,7 +79,7 @@ def test_each_guider_shows_the_numbers_of_its_own_run(page, server):
     for row in rows:
         call, sample = calls(page, 8)[int(row["call"]) - 1], int(row["sample"]) - 1
         assert call["scale"][sample] == pytest.approx(float(row["scale"]), rel=1e-4)
-        assert call["used"][sample] == pytest.approx(float(row["used_scale"]), rel=1e-4)
+        assert call["cfg_scale"][sample] == pytest.approx(float(row["cfg_scale"]), rel=1e-4)
     assert not page.complaints
 
 
@@ -108,7 +108,7 @@ def test_the_keyboard_moves_along_the_steps_and_the_button_shows_the_cfg_scale(p
     assert page.evaluate(f"() => {chart}.readout.textContent") == f"step 5: scale {call['scale'][0]:.2f}, {call['scale'][1]:.2f}"
     page.evaluate(f"() => {chart}.button.click()")
     page.wait_for_timeout(200)
-    assert page.evaluate(f"() => {chart}.readout.textContent").startswith(f"step 5: CFG scale {call['used'][0]:.2f}")
+    assert page.evaluate(f"() => {chart}.readout.textContent").startswith(f"step 5: CFG scale {call['cfg_scale'][0]:.2f}")
     assert "CFG scale over 6 steps" in page.evaluate(f"() => {chart}.plot.getAttribute('aria-label')")
 
 

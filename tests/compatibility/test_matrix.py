@@ -7,7 +7,8 @@ import compatibility
 import pytest
 import reference
 import torch
-from annealing_guidance_pack.guidance import units
+from annealing_guidance_pack.guidance import coordinates, course
+from annealing_guidance_pack.guidance.extent import GapExtent
 from annealing_guidance_pack.models import schedule
 from comfy.model_base import ModelType
 from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingDiscrete
@@ -44,17 +45,17 @@ def test_every_kind_of_prediction_that_a_node_makes_is_in_the_matrix(node, setti
 ])  # fmt: skip
 def test_comfyuis_first_order_samplers_in_the_reference_are_the_written_step(sampler, formula, kind):
     noise = compatibility.Noise_RandomNoise(SEED).generate_noise({"samples": torch.zeros(SHAPE)})
-    folded = formula is reference.ordinary_run
-    denoiser = reference.GuidedDenoiser(kind, DATA, SensitiveScale(), LAMBDA, folded, several_calls=False, sampler=sampler)
+    denoiser = compatibility.denoiser_of(sampler, kind)
     written = formula(denoiser, noise, compatibility.sigmas_of(sampler, kind))
     torch.testing.assert_close(compatibility.expected(sampler, kind), written, atol=0, rtol=1e-9)
 
 
 BREAKS = {
-    "gap": lambda patch: patch.setattr(units, "gap_norm", scaled(units.gap_norm, 1.5)),
-    "timestep": lambda patch: patch.setattr(units, "network_timestep", scaled(units.network_timestep, 0.7)),
-    "noise level": lambda patch: patch.setattr(units, "noise_level", scaled(units.noise_level, 0.9)),
+    "gap": lambda patch: patch.setattr(GapExtent, "gap_norm", scaled(GapExtent.gap_norm, 1.5)),
+    "timestep": lambda patch: patch.setattr(schedule, "timestep_of_nsr", scaled(schedule.timestep_of_nsr, 0.7)),
+    "noise level": lambda patch: patch.setattr(coordinates, "nsr_of_sigma", scaled(coordinates.nsr_of_sigma, 0.9)),
     "training grid": lambda patch: patch.setattr(schedule, "next_on_training_grid", scaled(schedule.next_on_training_grid, 0.98)),
+    "own step": lambda patch: patch.setattr(course, "folding_factor", scaled(course.folding_factor, 1.01)),
 }
 
 

@@ -19,10 +19,10 @@ class Unguided(reference.GuidedDenoiser):
 
     def __init__(self, kind, shape):
         mean = torch.full(shape, 0.7)
-        super().__init__(kind, reference.Data(mean, 0.5, mean, 0.5), None, 0.4, folded=True, several_calls=False, sampler="")
+        super().__init__(kind, reference.Data(mean, 0.5, mean, 0.5), None, 0.4, compatibility.sampler_of("euler"))
 
-    def used_scale(self, cond, uncond, x, sigma):
-        return torch.ones(len(x), dtype=torch.float64)
+    def handed_and_uncond(self, x, sigma):
+        return self.predictions(x, sigma)
 
 
 class Constant(Unguided):

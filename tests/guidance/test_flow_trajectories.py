@@ -5,7 +5,7 @@ import pytest
 import torch
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
 from annealing_guidance_pack.guidance.sampler import null_renoising_sampler
-from annealing_guidance_pack.guidance.step import Guidance
+from annealing_guidance_pack.guidance.run import Guidance
 from closed_form import SmoothScale, closed_form_model, flow_denoised, paper_trajectory, sample
 from comfy.model_base import ModelType
 
@@ -32,15 +32,15 @@ def paper(s, s_next, w):
 
 
 def matched(s, s_next, w):
-    """What makes a step of another size as strong as the training grid's step: w_cfg of the one over that of the other,
-    composed with the bound 2/3 on the share of the gap that a step may take."""
+    """What makes a step of another size as strong as the training grid's steps that it spans, which each leave 1 - w rho of the
+    gap; written in flow times, where w_cfg of a step to s' is (1 - s')/(1 - s'/s)."""
 
     def w_cfg(following):
         return (1 - following) / (1 - following / s)
 
     steps = w_cfg((s - GRID / 1000).clamp(min=0)) / w_cfg(s_next)
     a = (1 - s) ** 2
-    share = w * 1.5 * 2 * s**2 * a / ((a + s**2) * (a + 3 * s**2))  # of data with variance 1 without, 1/3 with the caption
+    share = w * 2 * s**2 * a / ((a + s**2) * (a + 3 * s**2))  # of data with variance 1 without, 1/3 with the caption
     return torch.where(share < 1e-6, steps, (1 - (1 - share) ** steps) / share.clamp(min=1e-6))
 
 

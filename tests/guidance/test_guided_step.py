@@ -9,10 +9,11 @@ import torch
 from annealing_guidance_pack.guidance import trace as traces
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
 from annealing_guidance_pack.guidance.sampler import null_renoising_sampler
-from annealing_guidance_pack.guidance.step import Guidance, GuidedRun, guided_step
+from annealing_guidance_pack.guidance.run import Guidance
+from annealing_guidance_pack.guidance.step import guided_step
 from annealing_guidance_pack.models.errors import AnnealingError
 from annealing_guidance_pack.models.fixed_scale import FixedScale
-from closed_form import SmoothScale, closed_form_model, conditioning, sample
+from closed_form import SmoothScale, closed_form_model, conditioning, run_of, sample
 from comfy.model_base import ModelType
 from no_waiting import NoWaiting
 
@@ -48,14 +49,14 @@ def euler():
 
 
 def used_of(guider):
-    return torch.stack([call.used for call in guider.trace.calls])
+    return torch.stack([call.cfg_scale for call in guider.trace.calls])
 
 
 def test_a_constant_scale_is_core_cfg(means, noise):
     model = closed_form_model()
     guidance = Guidance(FixedScale("constant", 0.8), renoise="null", match_training_steps=False)
     ours = sample(guider_of(model, means, guidance), euler(), SIGMAS, noise)
-    assert torch.equal(ours, sample(core_guider(model, means, 0.8), euler(), SIGMAS, noise))
+    torch.testing.assert_close(ours, sample(core_guider(model, means, 0.8), euler(), SIGMAS, noise), atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "euler_cfg_pp", "dpmpp_2s_ancestral_cfg_pp"])
@@ -90,9 +91,8 @@ def test_a_batch_as_large_as_the_latent_is_wide_is_guided_per_sample(means):
 def test_every_kind_of_model_can_be_asked_for_a_scale(means, noise, model_type):
     """The step itself, without a sampler: one scale per sample, finite, for kinds that the closed form has no network for."""
     model = closed_form_model(model_type)
-    run = GuidedRun(Guidance(SmoothScale()), traces.AnnealingTrace(), model, euler())
-    call = run.guide(means, noise, torch.full((3,), 2.0), {"transformer_options": {"sample_sigmas": SIGMAS}})
-    assert call.used.shape == (3,) and call.used.isfinite().all()
+    _, call = run_of(model, Guidance(SmoothScale()), noise, SIGMAS).guide(means, noise, torch.full((3,), 2.0))
+    assert call.cfg_scale.shape == (3,) and call.cfg_scale.isfinite().all()
 
 
 # ---- hooks
@@ -129,7 +129,7 @@ def test_pre_cfg_hooks_see_both_predictions_and_the_scale_that_theirs_are_guided
     # The scale is chosen by the model's own gap, as in training.
     first, first_hooked = (guider.trace.calls[0] for guider in guiders)
     assert torch.equal(first_hooked.gap_norm, first.gap_norm)
-    assert torch.equal(first_hooked.used, first.used)
+    assert torch.equal(first_hooked.cfg_scale, first.cfg_scale)
     for told, used in zip(seen, after, strict=True):
         assert torch.equal(told["cond_scale"], used["cond_scale"])
         cond, uncond = told["conds_out"]
@@ -268,7 +268,7 @@ def test_a_cached_guider_run_twice_gives_the_same_and_its_trace_the_latest_run(m
     first = sample(guider, euler(), SIGMAS, noise)
     calls = guider.trace.calls
     assert torch.equal(first, sample(guider, euler(), SIGMAS, noise))
-    assert guider.trace.run == 2 and len(guider.trace.calls) == len(calls)
+    assert guider.trace.run_id == 2 and len(guider.trace.calls) == len(calls)
     sample(guider, euler(), SIGMAS[2:], noise)
     assert len(guider.trace.calls) == 2
 
@@ -320,15 +320,16 @@ def test_a_custom_sampler_between_scheduled_sigmas_gets_its_own_noise_level(mean
 
 @pytest.mark.parametrize("model_type", [ModelType.EPS, ModelType.FLOW], ids=lambda t: t.name)
 @pytest.mark.parametrize("match_training_steps", [True, False])
-def test_the_step_never_waits_for_the_device(means, noise, match_training_steps, model_type):
+@pytest.mark.parametrize("sampler", ["euler", "euler_cfg_pp", "dpmpp_2m", "heun"])
+def test_the_step_never_waits_for_the_device(means, noise, sampler, match_training_steps, model_type):
     model = closed_form_model(model_type)
     guidance = Guidance(SmoothScale(), match_training_steps=match_training_steps)
-    run = GuidedRun(guidance, traces.AnnealingTrace(), model, euler())
+    run = run_of(model, guidance, noise, SIGMAS / 14, comfy.samplers.sampler_object(sampler))
+    run.trace = traces.RunTrace(1, "", 0.4, True)
     limited = [{"timestep_start": 1.0}]
     options = {
         "sampler_calc_cond_batch_function": lambda args: [means, noise],
         "sampler_pre_cfg_function": [lambda args: args["conds_out"]],
-        "transformer_options": {"sample_sigmas": SIGMAS / 14},
     }
     with NoWaiting():
         for sigma in (1.0, 0.5):

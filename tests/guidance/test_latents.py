@@ -11,8 +11,9 @@ import torch
 from annealing_guidance_pack.guidance import trace as traces
 from annealing_guidance_pack.guidance.extent import ANIMATEDIFF, GapExtent, has_frames_on_batch
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
-from annealing_guidance_pack.guidance.step import Guidance, GuidedRun, guided_step
-from closed_form import GaussianDenoiser, SmoothScale, closed_form_model, conditioning, sample
+from annealing_guidance_pack.guidance.run import Guidance
+from annealing_guidance_pack.guidance.step import guided_step
+from closed_form import GaussianDenoiser, SmoothScale, closed_form_model, conditioning, run_of, sample
 from comfy.model_base import ModelType
 from comfy.nested_tensor import NestedTensor
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
@@ -60,8 +61,8 @@ def test_a_video_clip_has_one_scale_that_of_the_same_values_as_a_picture():
     video, picture = guider_of(means), guider_of(means.flatten(1, 2))
     latent = run(video, noise)
     assert torch.equal(latent, run(picture, noise.flatten(1, 2)).view_as(noise))
-    assert traced(video, "used").shape == (4, 2)
-    assert not torch.equal(*traced(video, "used").unbind(dim=1))
+    assert traced(video, "cfg_scale").shape == (4, 2)
+    assert not torch.equal(*traced(video, "cfg_scale").unbind(dim=1))
 
 
 VIDEO, SOUND = (2, 4, 3, 8, 8), (2, 8, 10)
@@ -89,7 +90,7 @@ def test_packed_video_with_sound_is_guided_by_the_videos_own_gap(scale_model):
     packed, (video, sound) = packed_run(scale_model)
     alone = guider_of(random(*VIDEO), scale_model=scale_model)
     torch.testing.assert_close(video, run(alone, random(*VIDEO, seed=2)), atol=2e-6, rtol=0)
-    for name in ("gap_norm", "used"):
+    for name in ("gap_norm", "cfg_scale"):
         torch.testing.assert_close(traced(packed, name), traced(alone, name), atol=1e-6, rtol=1e-5)
     assert sound.shape == SOUND and sound.isfinite().all()
 
@@ -99,7 +100,7 @@ def test_packed_sound_is_guided_with_the_videos_scale():
     means, x = 100 * random(*SOUND), random(*SOUND, seed=3) * SIGMAS[0]
     for call, sigma, next_sigma in zip(packed.trace.calls, SIGMAS, SIGMAS[1:], strict=False):
         kept = STD**2 / (STD**2 + sigma**2)
-        denoised = kept * x + (1 - kept) * means * call.used[:, None, None]
+        denoised = kept * x + (1 - kept) * means * call.cfg_scale[:, None, None]
         x = denoised + (x - denoised) * next_sigma / sigma
     torch.testing.assert_close(sound, x, atol=1e-3, rtol=1e-5)
 
@@ -157,7 +158,7 @@ def test_frames_on_the_batch_axis_share_one_scale(kind):
     for call, args in zip(video.trace.calls, seen, strict=True):
         norms = (args["cond_denoised"] - args["uncond_denoised"]).flatten(1).norm(dim=1) / args["sigma"]
         torch.testing.assert_close(call.gap_norm, norms.square().mean().sqrt().expand(5), rtol=1e-5, atol=0)
-        assert (call.used == call.used[0]).all() and norms.max() > 1.01 * norms.min()
+        assert (call.cfg_scale == call.cfg_scale[0]).all() and norms.max() > 1.01 * norms.min()
 
 
 def test_a_batch_of_pictures_is_not_taken_for_frames():
@@ -212,9 +213,9 @@ def test_a_half_precision_models_scale_is_the_float32_scale_within_a_bound(dtype
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_predictions_near_their_largest_number_have_a_finite_gap(dtype):
-    run_ = GuidedRun(Guidance(SmoothScale("epsilon")), traces.AnnealingTrace(), closed_form_model(), None)
     ends = [torch.full((1, 4, 128, 128), sign * 65000.0, dtype=dtype) for sign in (1, -1)]
-    norm = run_.guide(*ends, torch.ones(1), {}).gap_norm
+    _, call = run_of(closed_form_model(), Guidance(SmoothScale("epsilon")), ends[0], SIGMAS).guide(*ends, torch.ones(1))
+    norm = call.gap_norm
     torch.testing.assert_close(norm.double(), 2 * ends[0].double()[:, 0, 0, 0] * 256, rtol=1e-6, atol=0)  # 256: root of its size
 
 
@@ -257,7 +258,7 @@ def test_a_lambda_per_sample_gives_each_sample_as_its_own_run_does():
     batch = guider_of(means, guidance_lambda=lambdas)
     alone = [run(guider_of(means[i : i + 1], guidance_lambda=float(lambdas[i])), noise[i : i + 1]) for i in range(3)]
     torch.testing.assert_close(run(batch, noise), torch.cat(alone), atol=2e-6, rtol=0)
-    assert torch.equal(batch.trace.guidance_lambda, lambdas)
+    assert torch.equal(batch.trace.latest.guidance_lambda, lambdas)
 
 
 # ---- no waiting for the device
@@ -269,8 +270,9 @@ def test_the_step_never_waits_for_the_device(device, frames_on_batch):
     """With a mask, packed parts and a lambda per sample at once; on `meta` there are no values that could be read."""
     model = closed_form_model()
     x, mask = torch.rand(2, 1, 848, device=device), torch.rand(2, 1, 848, device=device)
-    run_ = GuidedRun(Guidance(SmoothScale("epsilon")), traces.AnnealingTrace(), model, None)
-    run_.guidance_lambda = torch.rand(2, device=device)
+    model.load_device = torch.device(device)
+    run_ = run_of(model, Guidance(SmoothScale("epsilon"), torch.rand(2)), x, SIGMAS)
+    run_.trace = traces.RunTrace(1, "", 0.4, True)
     run_.extent = GapExtent([VIDEO, SOUND], frames_on_batch)
     options = {"sampler_calc_cond_batch_function": lambda args: [x + 1, x - mask]}
     run_.extent.follow_mask(options)

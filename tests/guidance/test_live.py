@@ -9,7 +9,7 @@ import torch
 from annealing_guidance_pack.guidance import live
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
 from annealing_guidance_pack.guidance.patch import patch_model
-from annealing_guidance_pack.guidance.step import Guidance
+from annealing_guidance_pack.guidance.run import Guidance
 from annealing_guidance_pack.guidance.trace import GuidedCall
 from closed_form import SmoothScale, closed_form_model, conditioning, sample
 from no_waiting import NoWaiting
@@ -59,7 +59,7 @@ def run(guider, sampler="euler"):
 def same_numbers(calls, trace):
     assert len(calls) == len(trace.calls)
     for sent, kept in zip(calls, trace.calls, strict=True):
-        for name in ("gap_norm", "scale", "used"):
+        for name in ("gap_norm", "scale", "cfg_scale"):
             torch.testing.assert_close(torch.tensor(sent[name]), getattr(kept, name))
         assert sent["sigma"] == pytest.approx(kept.sigma[0].item())
 
@@ -104,7 +104,7 @@ def test_at_most_ten_messages_a_second_and_none_lost(interface, monkeypatch):
         interface.chart.record(GuidedCall(*[torch.full((1,), float(i))] * 6))
     while_running = len(interface.messages)
     assert while_running <= 50 * 0.03 / 0.1 + 1
-    interface.chart.finish()
+    interface.chart.finish("")
     assert [call["sigma"] for call in interface.calls] == list(range(50))
 
 
@@ -114,7 +114,7 @@ def test_numbers_that_json_has_none_for_are_null(interface):
     interface.chart.record(GuidedCall(*[values] * 6))
     assert interface.calls[0]["scale"] == [1.0, None, None]
     interface.chart.record(GuidedCall(*[torch.full((2,), math.nan)] * 6))
-    interface.chart.finish()
+    interface.chart.finish("")
     assert "not a number" in interface.texts[-1]
 
 
@@ -127,9 +127,15 @@ def test_a_large_batch_sends_no_more_lines_than_a_chart_can_show(interface):
 def test_the_text_tells_scale_and_cfg_scale_of_the_latest_step(interface):
     guider = guider_with(interface.chart)
     run(guider)
-    last = guider.trace.calls[-1]
-    assert interface.texts[-1].startswith("step 4: scale ")
-    assert f"{last.scale.min():.2f}" in interface.texts[-1] and "CFG" in interface.texts[-1]
+    last, latest = guider.trace.calls[-1], [text for text in interface.texts if text.startswith("step 4: CFG ")]
+    assert latest and f"{last.scale.min():.2f}" in latest[-1] and f"{last.cfg_scale.min():.1f}" in latest[-1]
+
+
+def test_when_the_run_is_over_the_text_tells_what_cfg_it_came_to(interface):
+    guider = guider_with(interface.chart)
+    run(guider)
+    mean = torch.stack([call.cfg_scale for call in guider.trace.calls]).mean()
+    assert interface.texts[-1].startswith(f"CFG {mean:.1f} on average.")
 
 
 def test_starting_a_copy_never_waits_for_the_device():
@@ -137,7 +143,7 @@ def test_starting_a_copy_never_waits_for_the_device():
     chart.begin(1, 4, True, [0.4])
     call = GuidedCall(*[torch.rand(2, device="meta")] * 6)
     with NoWaiting():
-        torch.stack([call.sigma, call.gap_norm, call.scale, call.used])[:, : live.MOST_SAMPLES]
+        torch.stack([call.sigma, call.gap_norm, call.scale, call.cfg_scale])[:, : live.MOST_SAMPLES]
 
 
 def test_a_device_that_cannot_tell_when_a_copy_arrived_has_no_chart():

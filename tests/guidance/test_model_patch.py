@@ -7,7 +7,7 @@ import pytest
 import torch
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
 from annealing_guidance_pack.guidance.patch import KEY, patch_model
-from annealing_guidance_pack.guidance.step import Guidance
+from annealing_guidance_pack.guidance.run import Guidance
 from annealing_guidance_pack.models.errors import AnnealingError
 from closed_form import SmoothScale, closed_form_model, conditioning, sample
 from comfy.model_base import ModelType
@@ -107,7 +107,7 @@ def test_a_guider_keeps_its_own_guidance_on_a_patched_model(positive, negative):
     own = Guidance(SmoothScale(), 0.0)
     latent, _ = by_guider(patched, positive, negative, own)
     assert torch.equal(latent, by_guider(closed_form_model(), positive, negative, own)[0])
-    assert trace.run == 0
+    assert trace.run_id == 0
 
 
 def test_ksampler_without_a_negative_is_an_error(positive):

@@ -10,7 +10,7 @@ import torch
 from annealing_guidance_pack.guidance import renoising
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
 from annealing_guidance_pack.guidance.sampler import null_renoising_sampler
-from annealing_guidance_pack.guidance.step import Guidance
+from annealing_guidance_pack.guidance.run import Guidance
 from closed_form import SmoothScale, closed_form_model, conditioning, sample
 from comfy.model_base import ModelType
 

@@ -10,8 +10,7 @@ import torch
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
 from annealing_guidance_pack.guidance.patch import patch_model
 from annealing_guidance_pack.guidance.sampler import null_renoising_sampler
-from annealing_guidance_pack.guidance.step import Guidance, GuidedRun
-from annealing_guidance_pack.guidance.trace import AnnealingTrace
+from annealing_guidance_pack.guidance.run import Guidance
 from annealing_guidance_pack.models.fixed_scale import FixedScale
 from annealing_guidance_pack.shapes.loader import load_shapes
 from closed_form import CPU, closed_form_model, conditioning, sample
@@ -153,8 +152,9 @@ def test_the_scale_is_found_on_the_device_of_the_latents(model_type, grid, guida
     grid = tuple(level / 14.6 for level in grid) if kind == "velocity" and isinstance(grid, tuple) else grid
     scale = made_up_network(replace(INFO, prediction=kind, training_grid=grid)) if grid else FixedScale("interval", 0.8)
     guidance = Guidance(scale, guidance_lambda, match_training_steps=True)
-    run = GuidedRun(guidance, AnnealingTrace(), closed_form_model(model_type), SOLVERS["euler"]())
     latents, sigma = torch.empty(SHAPE, device="meta"), torch.empty(SHAPE[0], device="meta")
-    schedule = torch.tensor([0.9, 0.4, 0.0])
-    call = run.guide(latents, latents, sigma, {"transformer_options": {"sample_sigmas": schedule}})
+    run = run_of(closed_form_model(model_type), guidance, torch.empty(SHAPE), torch.tensor([0.9, 0.4, 0.0]))
+    run.guidance_lambda = torch.as_tensor(guidance_lambda, device="meta") if isinstance(guidance_lambda, torch.Tensor) else 0.4
+    _, call = run.guide(latents, latents, sigma)
+    call = [value for value in call if value is not None]
     assert {value.device.type for value in call} == {"meta"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
 from annealing_guidance_pack.guidance.patch import patch_model
-from annealing_guidance_pack.guidance.step import Guidance
+from annealing_guidance_pack.guidance.run import Guidance
 from closed_form import SmoothScale, closed_form_model, conditioning, sample
 from comfy.patcher_extension import WrappersMP
 

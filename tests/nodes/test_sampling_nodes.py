@@ -117,7 +117,7 @@ def test_an_unconnected_scale_on_sdxl_is_the_authors_network(official_checkpoint
     finally:
         placed.unlink()
     sample(built, comfy.samplers.sampler_object("euler"), torch.tensor([14.0, 3.0, 0.0]), torch.randn(1, 4, 8, 8))
-    assert built.guidance.scale_model.info.prediction == "epsilon" and trace.run == 1
+    assert built.guidance.scale_model.info.prediction == "epsilon" and trace.run_id == 1
 
 
 def test_the_patch_node_returns_a_model_for_ksampler():

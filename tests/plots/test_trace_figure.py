@@ -9,7 +9,7 @@ import comfy.samplers
 import pytest
 import torch
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
-from annealing_guidance_pack.guidance.step import Guidance
+from annealing_guidance_pack.guidance.run import Guidance
 from annealing_guidance_pack.models.fixed_scale import FixedScale
 from annealing_guidance_pack.plots import scale_map, trace
 from closed_form import SmoothScale, closed_form_model, conditioning, sample
@@ -34,7 +34,7 @@ def lines(axes):
 def test_the_panels_hold_the_traces_numbers_a_line_per_sample():
     made = trace_of()
     scale, used, norm = trace.trace_figure(made).axes
-    for axes, name in ((scale, "scale"), (used, "used"), (norm, "gap_norm")):
+    for axes, name in ((scale, "scale"), (used, "cfg_scale"), (norm, "gap_norm")):
         kept = torch.stack([getattr(call, name) for call in made.calls])
         assert all(torch.equal(line, kept[:, i]) for i, line in enumerate(lines(axes))) and len(lines(axes)) == 3
 
@@ -64,7 +64,7 @@ def test_the_table_has_a_line_per_call_and_sample_with_the_traces_numbers():
     assert len(rows) == 3 * len(made.calls)
     row, call = rows[3 * 2 + 1], made.calls[2]
     assert (row["call"], row["sample"], float(row["lambda"])) == ("3", "2", pytest.approx(0.4))
-    for column, name in (("scale", "scale"), ("used_scale", "used"), ("gap_norm", "gap_norm"), ("sigma", "sigma")):
+    for column, name in (("scale", "scale"), ("cfg_scale", "cfg_scale"), ("gap_norm", "gap_norm"), ("sigma", "sigma")):
         assert float(row[column]) == pytest.approx(getattr(call, name)[1].item(), rel=1e-5)
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
 from annealing_guidance_pack.guidance.patch import patch_model
-from annealing_guidance_pack.guidance.step import Guidance
+from annealing_guidance_pack.guidance.run import Guidance
 from annealing_guidance_pack.guidance.trace import GuidedCall
 from annealing_guidance_pack.models.fixed_scale import FixedScale
 from closed_form import SmoothScale, closed_form_model, conditioning, sample
@@ -78,12 +78,12 @@ class Run:
 
     def used(self) -> torch.Tensor:
         """The used scales: [calls, B]."""
-        return torch.stack([call.used for call in self.trace])
+        return torch.stack([call.cfg_scale for call in self.trace])
 
     def with_used(self) -> list[tuple[Call, torch.Tensor]]:
         """Each call with its used scale as [B, 1, ...]."""
         pairs = zip(self.calls, self.trace, strict=True)
-        return [(call, traced.used.view(-1, *[1] * (call.x.ndim - 1))) for call, traced in pairs]
+        return [(call, traced.cfg_scale.view(-1, *[1] * (call.x.ndim - 1))) for call, traced in pairs]
 
 
 @dataclasses.dataclass

@@ -12,8 +12,10 @@ from pathlib import Path
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.samplers
 import comfy.supported_models_base
 import torch
+from annealing_guidance_pack.guidance.run import GuidedRun
 from annealing_guidance_pack.models.scale_model import ScaleInfo, ScaleModel
 from comfy.model_base import ModelType
 from safetensors import safe_open
@@ -123,6 +125,12 @@ def sample(guider, sampler, sigmas, noise, seed: int = 0, latent: torch.Tensor |
         latents["noise_mask"] = mask
     with torch.inference_mode():  # as ComfyUI's executor does
         return SamplerCustomAdvanced.execute(GivenNoise(noise, seed), guider, sampler, sigmas, latents).args[0]["samples"]
+
+
+def run_of(model, guidance, noise, sigmas, sampler=None) -> GuidedRun:
+    """The guidance of a run that is about to begin, without a guider's own part in it."""
+    sampler = sampler or comfy.samplers.sampler_object("euler")
+    return GuidedRun(guidance, comfy.samplers.CFGGuider(model), sampler, noise, sigmas)
 
 
 class SmoothScale(ScaleModel):

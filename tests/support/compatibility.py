@@ -12,11 +12,10 @@ import comfy.samplers
 import comfy.utils
 import reference
 import torch
-from annealing_guidance_pack.guidance import renoising
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
 from annealing_guidance_pack.guidance.patch import patch_model
 from annealing_guidance_pack.guidance.sampler import null_renoising_sampler
-from annealing_guidance_pack.guidance.step import Guidance
+from annealing_guidance_pack.guidance.run import Guidance
 from annealing_guidance_pack.models.errors import AnnealingError
 from annealing_guidance_pack.models.scale_model import ScaleInfo, ScaleModel
 from closed_form import conditioning, sample
@@ -165,11 +164,7 @@ def expected(sampler: str, kind: Kind, dtype=torch.float64) -> torch.Tensor:
 
 
 def denoiser_of(sampler: str, kind: Kind) -> reference.GuidedDenoiser:
-    folded = "cfg_pp" not in sampler and sampler not in OURS
-    several = sampler not in OURS and renoising.calls_several_times(sampler_of(sampler))
-    name = renoising.sampler_name(sampler_of(sampler))
-    eta = renoising.fresh_noise(sampler_of(sampler))
-    return reference.GuidedDenoiser(kind, DATA, SensitiveScale(), LAMBDA, folded, several, name, eta)
+    return reference.GuidedDenoiser(kind, DATA, SensitiveScale(), LAMBDA, sampler_of(sampler))
 
 
 def answers(ran: Run, sampler: str, kind: Kind) -> list[tuple[Call, torch.Tensor]]:

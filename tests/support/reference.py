@@ -1,8 +1,8 @@
 """What a guided run ought to give, in float64: the guided denoiser written from its formulae, in ComfyUI's own samplers.
 
-Shared with the code under test are only the scale model, ComfyUI's samplers, and the two approximations for large steps: the
-saturation (tests/guidance/test_few_steps.py) and the correction for multistep solvers (test_multistep.py). Everything else is
-written out here again, from the definitions.
+Shared with the code under test are the scale model, ComfyUI's samplers, what is known of each of them (tests/guidance/
+test_samplers.py, test_history.py), and how training steps compose (test_strength.py). Everything else is written out here
+again, from the definitions and call by call.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from types import SimpleNamespace
 import comfy.k_diffusion.sampling
 import numpy as np
 import torch
-from annealing_guidance_pack.guidance import folding
-from annealing_guidance_pack.guidance.multistep import Multistep
+from annealing_guidance_pack.guidance import history, samplers, strength
 from closed_form import flow_denoised, ve_denoised
 from kinds import Kind, is_flow, model_of, network_level, network_output, signal
 
@@ -34,13 +33,29 @@ def timestep(kind: Kind, sigma: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.interp(level.log().numpy(), np.log(_VE_SIGMAS), np.arange(1000)))
 
 
-def next_training_level(kind: Kind, sigma: torch.Tensor, grid: int) -> torch.Tensor:
-    """`grid` timesteps below; below the first of them in proportion, down to 0."""
+def nsr(kind: Kind, sigma: torch.Tensor) -> torch.Tensor:
+    """Noise-to-signal ratio, float64: of data with unit variance, and s/(1-s) of a flow model. Pure noise counts as 1e9."""
+    level = network_level(kind, sigma.double())
+    return (level / (1 - level)).clamp(max=1e9) if is_flow(kind) else level
+
+
+def next_training_nsr(kind: Kind, sigma: torch.Tensor, grid: int, last_step: bool) -> torch.Tensor:
+    """`grid` timesteps below. Beyond the ends of the training's levels with the ratio of its first, or last, step."""
+    n, low = nsr(kind, sigma), network_level(kind, sigma.double())
     if is_flow(kind):
-        return (network_level(kind, sigma) - grid / 1000).clamp(min=0)
-    t = timestep(kind, sigma).numpy()
-    level = np.exp(np.interp(t - grid, np.arange(1000), np.log(_VE_SIGMAS)))
-    return torch.from_numpy(np.where(t < grid, _VE_SIGMAS[0] * t / grid, level))
+        step = grid / 1000
+        following = (low - step).clamp(min=0)
+        following = following / (1 - following)
+        end = low < 2 * step
+        ratio = step / (1 - step) / (2 * step / (1 - 2 * step))
+    else:
+        t = timestep(kind, sigma).numpy()
+        following = torch.from_numpy(
+            np.where(t < grid, _VE_SIGMAS[0] * t / grid, np.exp(np.interp(t - grid, np.arange(1000), np.log(_VE_SIGMAS))))
+        )
+        following = torch.where(low > _VE_SIGMAS[-1], n * (_VE_SIGMAS[-1 - grid] / _VE_SIGMAS[-1]), following)
+        end, ratio = low < _VE_SIGMAS[grid], _VE_SIGMAS[0] / _VE_SIGMAS[grid]
+    return following if last_step else torch.where(end, n * ratio, following)
 
 
 def gap_norm(kind: Kind, cond: torch.Tensor, uncond: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -50,10 +65,9 @@ def gap_norm(kind: Kind, cond: torch.Tensor, uncond: torch.Tensor, x: torch.Tens
     return gap.flatten(1).norm(dim=1)
 
 
-def folding_factor(kind: Kind, level: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+def folding_factor(n: float, following: float) -> float:
     """How many times the null-renoised scale an ordinary first-order step needs."""
-    ratio = (following / level).clamp(max=0.999)
-    return (1 - following if is_flow(kind) else 1) / (1 - ratio)
+    return 1 / (1 - min(following / n, 0.999))
 
 
 @dataclass
@@ -67,26 +81,28 @@ class Data:
 
 
 class GuidedDenoiser:
-    """D_u + w (D_c - D_u) in float64, called as ComfyUI's samplers call their model."""
+    """The guided prediction in float64, called as ComfyUI's samplers call their model. Set `sigmas` before each run."""
 
-    def __init__(
-        self,
-        kind: Kind,
-        data: Data,
-        scale_model,
-        guidance_lambda: float,
-        folded: bool,
-        several_calls: bool,
-        sampler: str,
-        eta=0.0,
-    ):
+    def __init__(self, kind: Kind, data: Data, scale_model, guidance_lambda: float, sampler):
         self.kind, self.data, self.scale_model, self.guidance_lambda = kind, data, scale_model, guidance_lambda
-        self.folded, self.several_calls, self.multistep = folded, several_calls, Multistep(sampler)
-        self.eta = eta
-        self.sigmas = torch.empty(0)  # the schedule of the run
+        self.facts = samplers.facts_of(sampler)
         # where samplers look for the model's sampling
         patcher = model_of(kind)
         self.inner_model = SimpleNamespace(model_patcher=patcher, inner_model=patcher.model)
+        self.model_sampling = patcher.get_model_object("model_sampling")
+        self.sigmas = torch.empty(0)
+
+    @property
+    def sigmas(self) -> torch.Tensor:
+        return self._sigmas
+
+    @sigmas.setter
+    def sigmas(self, sigmas: torch.Tensor) -> None:
+        """A new run: the sampler's own levels, and nothing remembered."""
+        self._sigmas = sigmas
+        self.calls_in_step, self.start, self.last, self.handed = 0, None, None, []
+        if len(sigmas):
+            self.levels = self.facts.levels(sigmas.double().unique().flip(0))
 
     def predictions(self, x, sigma):
         sigma = sigma.view(-1, *[1] * (x.ndim - 1))
@@ -97,35 +113,53 @@ class GuidedDenoiser:
             denoised(x, sigma, data.uncond_mean.double(), data.uncond_std),
         )
 
-    def next_level(self, sigma):
-        """Of the run's own schedule, by value."""
-        below = [[s for s in self.sigmas.tolist() if s < one * (1 - 1e-5)] for one in sigma.tolist()]
-        return network_level(self.kind, torch.tensor([max(values, default=0.0) for values in below], dtype=torch.float64))
+    def step_of(self, sigma: float) -> int:
+        """The sampler's step that a call at this level belongs to: of solvers with several calls the one in progress."""
+        again = self.last is not None and abs(sigma / self.last - 1) < 1e-5 and self.calls_in_step > 1
+        if self.last is None or sigma > self.last * (1 + 1e-5) or self.calls_in_step >= self.facts.calls_per_step or again:
+            self.start, self.calls_in_step = sigma, 0
+        self.calls_in_step, self.last = self.calls_in_step + 1, sigma
+        steps = list(zip(self.levels.tolist(), self.levels[1:].tolist(), strict=False))
+        nearer = [i for i, (high, low) in enumerate(steps) if low <= 0 or self.start > math.exp(0.45 * math.log(high) + 0.55 * math.log(low))]
+        return nearer[0] if nearer else len(steps) - 1
 
-    def used_scale(self, cond, uncond, x, sigma):
-        """As folded, and as matched to the training's steps, as the defaults of the nodes ask."""
-        info, level = self.scale_model.info, network_level(self.kind, sigma)
+    def handed_and_uncond(self, x, sigma):
+        """What the sampler is handed, and the unconditional prediction."""
+        cond, uncond = self.predictions(x, sigma)
+        info, n = self.scale_model.info, nsr(self.kind, sigma)
+        i = self.step_of(sigma[0].item())
+        start, end = self.levels[i : i + 1].double(), self.levels[i + 1 : i + 2].double()
+        last = end.item() <= 0
+        down = 0.0 if last else self.facts.level_down(self.model_sampling, start, end).item()
+        k = folding_factor(nsr(self.kind, start).item(), down)
+
         norm = gap_norm(self.kind, cond, uncond, x, sigma) * math.sqrt(info.reference_numel / x[0].numel())
         scale = self.scale_model(timestep(self.kind, sigma), norm, self.guidance_lambda)
-        own = folding_factor(self.kind, level, self.next_level(sigma))
-        train = folding_factor(self.kind, level, next_training_level(self.kind, sigma, info.training_grid))
-        if not self.folded:
-            return scale * train / own * self.saturation(scale, level, own, train)
-        ratio = (self.next_level(sigma) / level).clamp(max=0.999)
-        down = level * ratio * (1 - self.eta**2 * (1 - ratio**2)).clamp(min=0).sqrt()  # before noise is added
-        used = scale * train * self.saturation(scale, level, folding_factor(self.kind, level, down), train)
-        return self.multistep.corrected(used, cond, uncond, level, ratio, lambda a, b: (a * b).flatten(1).sum(dim=1))
+        training_k = 1 / (1 - (next_training_nsr(self.kind, sigma, info.training_grid, last) / n).clamp(max=0.999))
+        response = (2 / 3) / ((1 + n**2) * (1 / 3 / n**2 + 1))  # of data with variance 1 without, 1/3 with the caption
+        cfg_scale = k * strength.pull(scale, response, training_k / k, self.facts.calls_several_times)
+        displacement = cfg_scale.view(-1, *[1] * (x.ndim - 1)) * (cond - uncond)
+        return uncond + self.delivered(displacement, i, k), uncond
 
-    def saturation(self, scale, level, own, train):
-        """Not written out again: it is an approximation, with tests of its own."""
-        prediction = "velocity" if is_flow(self.kind) else "epsilon"
-        return folding.saturation(prediction, scale, level, own, train, self.several_calls)
+    def delivered(self, f, i, k):
+        """The displacement that makes the sampler's step the first-order one with f."""
+        if self.facts.uncond_share:
+            share = self.facts.uncond_share
+            gain = self.facts.ve_form_gain(self.levels.double())[i] if self.facts.is_in_ve_form else 1 / (k * (1 - (1 - share) * (1 - 1 / k)))
+            return f * gain
+        levels = self.levels.double()
+        first = levels[:1] if levels[0] < 1 or self.kind.path != "flow" else self.model_sampling.percent_to_sigma(1e-4) * torch.ones(1)
+        log_snr = -nsr(self.kind, torch.cat([first.double(), levels[1:]])).log()
+        options = {**self.facts.options, "tau": partial(self.facts.tau, self.model_sampling)}
+        weights = history.weights_of(self.facts.name, levels.tolist(), log_snr.tolist(), options)[i]
+        v = (f - sum(b * v for b, v in zip(weights[1:], self.handed, strict=False))) / weights[0]
+        self.handed = [v, *self.handed]
+        return v
 
     def __call__(self, x, sigma, model_options=None, **_):
         dtype, x, sigma = x.dtype, x.double(), sigma.double().expand(x.shape[0])
-        cond, uncond = self.predictions(x, sigma)
-        scale = self.used_scale(cond, uncond, x, sigma).view(-1, *[1] * (x.ndim - 1))
-        denoised = (uncond + scale * (cond - uncond)).to(dtype)
+        handed, uncond = self.handed_and_uncond(x, sigma)
+        cond, denoised = self.predictions(x, sigma)[0], handed.to(dtype)
         # the CFG++ samplers take the unconditional prediction from a hook
         for hook in (model_options or {}).get("sampler_post_cfg_function", []):
             denoised = hook({"denoised": denoised, "uncond_denoised": uncond.to(dtype), "cond_denoised": cond.to(dtype)})
@@ -170,9 +204,7 @@ def _first_order_run(denoiser, noise, sigmas, renoise_with, eta=0.0, draw=None):
     denoiser.sigmas = sigmas
     x = starting_latent(kind, noise.double(), sigmas[0])
     for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
-        cond, uncond = denoiser.predictions(x, sigma.expand(len(x)))
-        w = denoiser.used_scale(cond, uncond, x, sigma.expand(len(x))).view(-1, *[1] * (x.ndim - 1))
-        guided = uncond + w * (cond - uncond)
+        guided, uncond = denoiser.handed_and_uncond(x, sigma.expand(len(x)))
         eps = (x - signal(kind, sigma) * renoise_with(guided, uncond)) / sigma
         if eta:
             ratio = (following / signal(kind, following)) / (sigma / signal(kind, sigma))

@@ -8,8 +8,8 @@ import comfy.patcher_extension
 import pytest
 import reference_trainer
 import torch
-from annealing_guidance_pack.guidance import units
-from annealing_guidance_pack.models.scale_model import ScaleInfo
+from annealing_guidance_pack.guidance import coordinates
+from annealing_guidance_pack.models.scale_model import PREDICTIONS, ScaleInfo
 from annealing_guidance_pack.models.scale_network import NetworkConfig, ScaleNetwork
 from annealing_guidance_pack.training import shapes
 from annealing_guidance_pack.training.fit import ProfileLoss
@@ -45,15 +45,15 @@ def measured_samples(variant: str) -> tuple:
     recorder, watched = Recorder(len(settings.knots)), model.clone()
     watched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "recorder", recorder)
     entries = Entries.joined([measure_picture(watched, picture, negative, settings, SAMPLES)[0] for picture in pictures])
-    kind = units.prediction_kind(model_sampling)
+    path = coordinates.path_of(model_sampling)
 
     x, sigma, perturbed = (torch.cat(column) for column in zip(*recorder.asked, strict=True))
     latents, captions = zip(*(picture.make() for picture in pictures for _ in range(SAMPLES)), strict=True)
     x0, share = torch.stack(latents), sigma.view(-1, 1, 1, 1)
-    grid = [units.sigma_of_level(model_sampling, levels) for levels in steps_of_grid(kind, settings.training_grid)]
+    grid = [coordinates.sigma_of_nsr(model_sampling, nsr) for nsr in steps_of_grid(path, settings.training_grid)]
     samples = Samples(
         x0=x0,
-        noise=(x - ((1 - share) if kind == "velocity" else 1.0) * x0) / share,
+        noise=(x - ((1 - share) if path == "flow" else 1.0) * x0) / share,
         timestep=entries.timestep,
         sigma=sigma,
         next_sigma=grid[1][(grid[0] - sigma[:, None]).abs().argmin(1)],
@@ -61,7 +61,7 @@ def measured_samples(variant: str) -> tuple:
         perturbed=[[perturbed, {}]],
         clean=reference_trainer.stacked(captions),
     )
-    return model, negative, Profile(kind, x0[0].numel(), settings, entries), samples
+    return model, negative, Profile(PREDICTIONS[path], x0[0].numel(), settings, entries), samples
 
 
 @pytest.fixture(scope="module", params=["epsilon", "flow"])

@@ -61,7 +61,7 @@ export class ScaleChart {
   }
 
   values(call) {
-    return this.folded ? call.used : call.scale;
+    return this.folded ? call.cfg_scale : call.scale;
   }
 
   draw() {
