@@ -62,7 +62,8 @@ def save_scale(model: ScaleModel, path: str | os.PathLike[str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, data)
     except OSError as error:
-        raise AnnealingError(f"{path} could not be written: {in_words(error)}. Choose a folder that can be written to.") from error
+        why = in_words(error)
+        raise AnnealingError(f"{path} could not be written: {why}. Choose a folder that can be written to.") from error
 
 
 # --- annealing-scale/1 -----------------------------------------------------------------------------------------------

@@ -40,18 +40,17 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
             if entry.id not in given or entry.id in own:
                 continue
             value = given.pop(entry.id)
-            if not (entry.optional and all(each is None for each in (value if schema.is_input_list else [value]))):
-                given[entry.id] = _allowed_list(entry, value) if schema.is_input_list else _allowed(entry, value)
+            several = value if schema.is_input_list and value is not None else [value]
+            if entry.optional and all(each is None for each in several):
+                continue
+            if not several:
+                raise AnnealingError(f"{entry.id} is an empty list: what is connected gave nothing. Connect another node.")
+            allowed = [_allowed(entry, each) for each in several]
+            given[entry.id] = allowed if schema.is_input_list else allowed[0]
         return execute(cls, **given)
 
     node.execute = classmethod(execute_checked)
     return node
-
-
-def _allowed_list(entry: io.Input, values: list) -> list:
-    if not values:
-        raise AnnealingError(f"{entry.id} is an empty list: the node that is connected gave nothing. Connect another one.")
-    return [_allowed(entry, value) for value in values]
 
 
 def _allowed(entry: io.Input, value: Any) -> Any:
@@ -67,7 +66,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, str):
         return f'"{value[:80]}"'
     if value is None:
-        return "nothing: the node that is connected gave no value"
+        return "nothing: what is connected gave no value"
     if isinstance(value, bool | int | float):
         return str(value)
     return f"something else (of type {type(value).__name__})"

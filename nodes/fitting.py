@@ -219,7 +219,8 @@ def _free_path(prefix: Path) -> Path:
             except FileExistsError:
                 continue
     except OSError as error:
-        raise AnnealingError(f"No file can be made in {prefix.parent}: {in_words(error)}. Choose another filename_prefix.") from error
+        why = in_words(error)
+        raise AnnealingError(f"No file can be made in {prefix.parent}: {why}. Choose another filename_prefix.") from error
 
 
 NODES = [AnnealingFit, AnnealingScaleSave]

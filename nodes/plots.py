@@ -132,7 +132,8 @@ def _write_table(trace: AnnealingTrace, prefix: str) -> Path:
     try:
         write_whole(path, trace_table(trace).encode())
     except OSError as error:
-        raise AnnealingError(f"The numbers could not be written to {path}: {in_words(error)}. Choose another csv_prefix.") from error
+        why = in_words(error)
+        raise AnnealingError(f"The numbers could not be written to {path}: {why}. Choose another csv_prefix.") from error
     return path
 
 

@@ -41,7 +41,8 @@ class AnnealingSweep(io.ComfyNode):
                 io.Sampler.Input("sampler", tooltip="The sampler, for all columns."),
                 io.Sigmas.Input("sigmas", tooltip="The noise levels, for all columns."),
                 io.Latent.Input(
-                    "latent_image", tooltip="What to sample. Every column is a run of its own: it takes the memory of one, and the time of all."
+                    "latent_image",
+                    tooltip="What to sample. Every column is a run of its own: it takes the memory of one, and the time of all.",
                 ),
                 io.Vae.Input("vae", tooltip="Decodes the pictures."),
                 AnnealingScale.Input(
@@ -103,7 +104,9 @@ def side_by_side(traces: list[AnnealingTrace]) -> AnnealingTrace:
     """Runs with one lambda each as one run of a wide batch. Their calls are as many, but for solvers that choose their steps:
     where a run has ended its sigma stays and its other values are NaN."""
     first, runs = traces[0], [trace.calls for trace in traces]
-    lambdas = [torch.full_like(run[0].scale, float(trace.guidance_lambda)) for trace, run in zip(traces, runs, strict=True) if run]
+    lambdas = [
+        torch.full_like(run[0].scale, float(trace.guidance_lambda)) for trace, run in zip(traces, runs, strict=True) if run
+    ]
     whole = AnnealingTrace()
     whole.begin(first.scale_name, torch.cat(lambdas) if lambdas else first.guidance_lambda, first.folded)
     for i in range(max(map(len, runs))):

@@ -180,7 +180,9 @@ class _Folder:
         except FileNotFoundError:
             return
         except (OSError, safetensors.SafetensorError, ValueError, LookupError, TypeError, RuntimeError) as error:
-            logger.warning("Profile: the file %s is skipped, its pictures count as not measured: %s.", path, in_words(error)[:300])
+            logger.warning(
+                "Profile: the file %s is skipped, its pictures count as not measured: %s.", path, in_words(error)[:300]
+            )
             return
         self.origin = self.origin or shard.origin
         if found := self.origin.differences(shard.origin):

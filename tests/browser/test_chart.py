@@ -110,7 +110,8 @@ def test_a_guider_with_another_lambda_draws_a_run_of_its_own(page):
 def test_a_sweep_ends_with_a_line_for_each_picture_of_each_lambda(page):
     graph = {key: node for key, node in workflow().items() if key in "1234567"}
     inputs = {"noise": ["5", 0], "model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "sampler": ["7", 0],
-              "sigmas": ["6", 0], "latent_image": ["4", 0], "vae": ["1", 2], "lambdas": "0, 0.4, 0.8", "cfg_scales": "3"}  # fmt: skip
+              "sigmas": ["6", 0], "latent_image": ["4", 0], "vae": ["1", 2], "lambdas": "0, 0.4, 0.8",
+              "cfg_scales": "3"}  # fmt: skip
     graph["8"] = {"class_type": "AnnealingSweep", "inputs": inputs}
     graph["9"] = {"class_type": "PreviewImage", "inputs": {"images": ["8", 0]}}
     run(page, graph)

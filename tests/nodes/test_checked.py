@@ -176,7 +176,8 @@ def prompt(**guidance) -> dict:
         "6": {"class_type": "AnnealingPaperSigmas", "inputs": {"model": ["1", 0], "steps": 2, "denoise": 1.0}},
         "7": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
         "8": {"class_type": "SamplerCustomAdvanced",
-              "inputs": {"noise": ["4", 0], "guider": ["3", 0], "sampler": ["5", 0], "sigmas": ["6", 0], "latent_image": ["7", 0]}},
+              "inputs": {"noise": ["4", 0], "guider": ["3", 0], "sampler": ["5", 0], "sigmas": ["6", 0],
+                         "latent_image": ["7", 0]}},
         "9": {"class_type": "SaveLatent", "inputs": {"samples": ["8", 0], "filename_prefix": "checked"}},
         "value": {"class_type": "PrimitiveFloat", "inputs": {"value": 5.0}},
     }  # fmt: skip

@@ -113,7 +113,7 @@ def test_a_trace_without_a_run_says_what_to_connect(demo):
         0.4, "auto", True, SmoothScale("epsilon"),
     ).args[0]  # fmt: skip
     with pytest.raises(AnnealingError, match="connect.*samples|Connect.*samples"):
-        AnnealingScalePlot.execute(guider.trace, None)
+        AnnealingScalePlot.execute(guider.trace, {"samples": torch.zeros(1, 4, 8, 8)})
     with pytest.raises(AnnealingError, match="samples"):
         AnnealingScaleMap.execute(load_scale_by_name("shapes_epsilon.safetensors"), 0.4, "", guider.trace)
 
