@@ -7,6 +7,7 @@ import torch
 from comfy_api.latest import io
 from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
 
+from ..guidance.family import remarks
 from ..guidance.guider import AnnealingCFGGuider
 from ..guidance.live import LiveChart
 from ..guidance.renoising import unconditional_share
@@ -81,7 +82,7 @@ class AnnealingSweep(io.ComfyNode):
             )
 
         scale_model = scale_model_or_default(model, scale_model)
-        chart = live_chart(cls.hidden)
+        chart = live_chart(cls.hidden, remarks(model, scale_model.info))
         guiders = [AnnealingCFGGuider(model, Guidance(scale_model, value), chart) for value in several.tolist()]
         plain = [comfy.samplers.CFGGuider(model) for _ in scales]
         for guider, scale in zip(plain, scales, strict=True):
