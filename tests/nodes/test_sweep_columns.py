@@ -34,6 +34,13 @@ def closed_form(batch=3, size=8, sampler="euler", prompts=1, **latent):
     }
 
 
+def video(**latent):
+    """A sweep's inputs with two videos of three frames."""
+    means = random(1, 4, 3, 8, 8, seed=3)
+    prompts = {"positive": conditioning(means, 0.5), "negative": conditioning(torch.zeros_like(means), 0.9)}
+    return {**closed_form(), **prompts, "latent_image": {"samples": random(2, 4, 3, 8, 8, seed=4), **latent}}
+
+
 def small(positive, batch=2):
     """A sweep's inputs with a small model of SD 1.5's classes."""
     latent = {"samples": torch.zeros(batch, 4, 16, 16)}
@@ -75,6 +82,9 @@ CASES = {
     "masked prompts": lambda: small(masked_prompts()),
     "an area": lambda: small(small_conditioning(1) + small_conditioning(3, area=(8, 8, 4, 0), strength=1.0)),
     "a hint for each latent": lambda: small(controlled()),
+    "videos": lambda: video(),
+    "videos with a mask for each frame of each": lambda: video(noise_mask=random_mask(2, 1, 3, 8, 8)),
+    "videos with a bare mask": lambda: video(noise_mask=random_mask(8, 8)),
     "an empty latent of another model": lambda: {
         **closed_form(), "latent_image": {"samples": torch.zeros(2, 16, 8, 8), "noise_mask": random_mask(3, 8, 8)}
     },
