@@ -66,11 +66,11 @@ _NAMES = {
     "CosmosI2VPredict2": "Cosmos Predict2 image-to-video",
     "Lumina2": "Lumina 2",
     "ZImage": "Z-Image",
-    "WAN21_T2V": "Wan 2.1",
-    "WAN21_I2V": "Wan 2.1 image-to-video",
-    "WAN21_Vace": "Wan 2.1 VACE",
-    "WAN22_T2V": "Wan 2.2",
     "HiDream": "HiDream",
+    "HiDreamO1": "HiDream O1",
+    "Kandinsky5": "Kandinsky 5",
+    "Kandinsky5Image": "Kandinsky 5 Image",
+    "Omnigen2": "OmniGen 2",
     "ACEStep": "ACE-Step",
     "ACEStep15": "ACE-Step 1.5",
     "QwenImage": "Qwen-Image",
@@ -93,7 +93,7 @@ def model_name(model_patcher: ModelPatcher) -> str:
             return "Playground 2.5"
         if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
             return "CosXL"
-    words = _NAMES.get(name) or re.sub(r"(?<=[a-z])(?=[A-Z])|_", " ", name)
+    words = _NAMES.get(name) or re.sub(r"(?<=[a-z])(?=[A-Z])|_", " ", re.sub(r"^WAN(\d)(\d)", r"Wan \1.\2", name))
     return f"{words} inpainting" if "masked_image" in getattr(model, "concat_keys", ()) else words
 
 

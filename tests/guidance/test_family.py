@@ -107,6 +107,7 @@ def test_an_sdxl_that_a_node_made_a_flow_model_is_told_so():
         (lambda: known_as("SDXL", COSXL), "CosXL"),
         (lambda: known_as("Flux"), "FLUX.1"),
         (lambda: known_as("GenmoMochi"), "Genmo Mochi"),
+        (lambda: known_as("WAN21_T2V", model_type="t2v"), "Wan 2.1 T2V"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -117,7 +118,7 @@ def test_models_are_called_what_people_call_them(model, name):
 @pytest.mark.parametrize("config", comfy.supported_models.models, ids=lambda config: config.__name__)
 def test_every_configuration_of_this_comfyui_has_a_readable_name(config):
     model = closed_form_model()
-    model.model.model_config = config({"in_channels": 4})
+    model.model.model_config = config({"in_channels": 4, "hidden_size": 64})
     name = model_name(model)
     assert name and "_" not in name and name == name.strip()
 
