@@ -11,7 +11,6 @@ import io
 import logging
 import os
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-from .errors import AnnealingError
+from .errors import AnnealingError, in_words
 from .whole_file import write_whole
 
 OFFLINE_VARIABLE = "ANNEALING_GUIDANCE_OFFLINE"
@@ -99,10 +98,8 @@ def fetch(entry: CatalogueEntry, folder: str | os.PathLike[str], progress: Progr
     logger.info("Fetching %s (%.1f MB) to %s", entry.url, entry.size / 1e6, path)
     try:
         data = _download(entry, folder, progress)
-    except (urllib.error.URLError, HTTPException, OSError) as error:
-        # URLError says why in .reason; time-outs and cut connections are OSErrors themselves.
-        why = str(getattr(error, "reason", None) or error) or type(error).__name__
-        raise _not_fetched(entry, folder, why) from error
+    except (HTTPException, OSError) as error:
+        raise _not_fetched(entry, folder, in_words(error)) from error
     if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise _not_fetched(entry, folder, f"what came ({len(data):,} bytes) does not have the expected SHA-256 {entry.sha256}")
     try:
@@ -110,7 +107,7 @@ def fetch(entry: CatalogueEntry, folder: str | os.PathLike[str], progress: Progr
         write_whole(path, data)
     except OSError as error:
         if not _is_entry(path, entry):  # where another process has just put the same file, Windows refuses to replace it
-            raise _not_fetched(entry, folder, f"the folder cannot be written to ({error.strerror or error})") from error
+            raise _not_fetched(entry, folder, f"the folder cannot be written to ({in_words(error)})") from error
     return path
 
 

@@ -22,7 +22,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from .errors import AnnealingError
+from .errors import AnnealingError, in_words
 from .plain_checkpoint import read_checkpoint
 from .scale_model import ScaleInfo, ScaleModel
 from .scale_network import NetworkConfig, ScaleNetwork
@@ -62,7 +62,8 @@ def save_scale(model: ScaleModel, path: str | os.PathLike[str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, data)
     except OSError as error:
-        raise AnnealingError(f"{path} could not be written: {error}. Choose a folder that can be written to.") from error
+        why = in_words(error)
+        raise AnnealingError(f"{path} could not be written: {why}. Choose a folder that can be written to.") from error
 
 
 # --- annealing-scale/1 -----------------------------------------------------------------------------------------------
@@ -280,7 +281,7 @@ def _read(path: Path) -> bytes:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise _unusable(path, f"it cannot be read ({error.strerror or error})") from None
+        raise _unusable(path, f"it cannot be read ({in_words(error)})") from None
     if len(data) > MAX_FILE_BYTES:
         raise _unusable(path, f"it is larger than {MAX_FILE_BYTES // 2**20} MB, and scale networks are far smaller")
     if not data:

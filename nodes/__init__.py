@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import fitting, guider, plots, sampling, scale, shapes, sweep, training
+from .checked import checked
 
 # One line per topic, in the order of the menu.
 NODES: list[type[io.ComfyNode]] = [
@@ -15,6 +16,8 @@ NODES: list[type[io.ComfyNode]] = [
     *fitting.NODES,
     *shapes.NODES,
 ]
+for _node in NODES:
+    checked(_node)
 
 
 class AnnealingGuidance(ComfyExtension):

@@ -12,7 +12,7 @@ import comfy.utils
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..models.errors import AnnealingError
+from ..models.errors import AnnealingError, in_words
 from ..models.scale_file import save_scale
 from ..plots.figure import picture_of, preview_of
 from ..plots.fit import fit_figure, loss_figure
@@ -219,7 +219,8 @@ def _free_path(prefix: Path) -> Path:
             except FileExistsError:
                 continue
     except OSError as error:
-        raise AnnealingError(f"No file can be made in {prefix.parent}: {error}. Choose another filename_prefix.") from error
+        why = in_words(error)
+        raise AnnealingError(f"No file can be made in {prefix.parent}: {why}. Choose another filename_prefix.") from error
 
 
 NODES = [AnnealingFit, AnnealingScaleSave]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from comfy_api.latest import io
 
-from ..guidance.family import default_scale_name
+from ..guidance.family import default_scale_name, remarks
 from ..guidance.guider import AnnealingCFGGuider
 from ..guidance.live import LiveChart
 from ..guidance.patch import patch_model
@@ -16,6 +18,8 @@ from .host import CATEGORY, where_known
 from .lists import numbers_in
 from .progress import send_event, show_text
 from .scale import AnnealingScale, load_scale_by_name
+
+logger = logging.getLogger("annealing_guidance")
 
 AnnealingTraceType = io.Custom("ANNEALING_TRACE")
 
@@ -56,7 +60,7 @@ class AnnealingGuider(io.ComfyNode):
         cls, model, positive, negative, guidance_lambda, renoise, match_training_steps, scale_model=None, lambda_per_sample=""
     ) -> io.NodeOutput:
         guidance = _guidance(model, scale_model, guidance_lambda, renoise, match_training_steps, lambda_per_sample)
-        guider = AnnealingCFGGuider(model, guidance, live_chart(cls.hidden))
+        guider = AnnealingCFGGuider(model, guidance, live_chart(cls.hidden, remarks(model, guidance.scale_model.info)))
         guider.set_conds(positive, negative)
         return io.NodeOutput(guider, guider.trace)
 
@@ -94,7 +98,8 @@ class AnnealingModelPatch(io.ComfyNode):
         cls, model, guidance_lambda, renoise, match_training_steps, scale_model=None, lambda_per_sample=""
     ) -> io.NodeOutput:
         guidance = _guidance(model, scale_model, guidance_lambda, renoise, match_training_steps, lambda_per_sample)
-        return io.NodeOutput(*patch_model(model, guidance, live_chart(cls.hidden)))
+        chart = live_chart(cls.hidden, remarks(model, guidance.scale_model.info))
+        return io.NodeOutput(*patch_model(model, guidance, chart))
 
 
 _ALIASES = ["annealing guidance", "learned guidance scale", "dynamic cfg", "adaptive cfg", "cfg scheduler", "cfg++"]
@@ -125,10 +130,19 @@ def parse_lambdas(text: str, title: str) -> torch.Tensor | None:
     return torch.tensor(values) if values else None
 
 
-def live_chart(hidden: io.HiddenHolder | None) -> LiveChart | None:
-    """The chart of the node that is executed, by its hidden inputs; None outside ComfyUI's executor."""
+def live_chart(hidden: io.HiddenHolder | None, notes: list[str]) -> LiveChart | None:
+    """The chart of the node that is executed, by its hidden inputs; None outside ComfyUI's executor.
+
+    notes: what the user should know before the run: in the log, and under the node, where they stay above the run's text.
+    """
+    for note in notes:
+        logger.warning("Annealing guidance: %s", note)
     node = getattr(hidden, "unique_id", None)
-    return None if node is None else LiveChart(node, send_event, lambda text: show_text(text, node))
+    if node is None:
+        return None
+    if notes:
+        show_text("\n".join(notes), node)
+    return LiveChart(node, send_event, lambda text: show_text("\n".join([*notes, text]), node))
 
 
 def _guidance_inputs() -> list[io.Input]:

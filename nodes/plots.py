@@ -8,7 +8,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..guidance.trace import AnnealingTrace, RunTrace
-from ..models.errors import AnnealingError
+from ..models.errors import AnnealingError, in_words
 from ..models.whole_file import write_whole
 from ..plots.figure import picture_of
 from ..plots.scale_map import map_figure
@@ -139,7 +139,7 @@ def _write_table(trace: RunTrace, prefix: str) -> Path:
     try:
         write_whole(path, trace_table(trace).encode())
     except OSError as error:
-        raise AnnealingError(f"The numbers could not be written to {path}: {error}. Choose another csv_prefix.") from error
+        raise AnnealingError(f"The numbers could not be written to {path}: {in_words(error)}. Choose another csv_prefix.") from error
     return path
 
 

@@ -7,9 +7,12 @@ import torch
 from comfy_api.latest import io
 from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
 
+from ..guidance.family import remarks
 from ..guidance.guider import AnnealingCFGGuider
+from ..guidance.live import LiveChart
 from ..guidance.run import Guidance
 from ..guidance.samplers import facts_of
+from ..guidance.trace import AnnealingTrace, GuidedCall, RunTrace
 from ..models.errors import AnnealingError
 from ..plots.grid import labelled_columns
 from .guider import AnnealingTraceType, live_chart, parse_lambdas, scale_model_or_default
@@ -39,7 +42,8 @@ class AnnealingSweep(io.ComfyNode):
                 io.Sampler.Input("sampler", tooltip="The sampler, for all columns."),
                 io.Sigmas.Input("sigmas", tooltip="The noise levels, for all columns."),
                 io.Latent.Input(
-                    "latent_image", tooltip="What to sample. All lambdas are sampled as one batch, so memory counts."
+                    "latent_image",
+                    tooltip="What to sample. Every column is a run of its own: it takes the memory of one, and the time of all.",
                 ),
                 io.Vae.Input("vae", tooltip="Decodes the pictures."),
                 AnnealingScale.Input(
@@ -76,47 +80,50 @@ class AnnealingSweep(io.ComfyNode):
             raise AnnealingError(
                 "The latent holds several parts (video with sound): they can't be laid side by side as pictures."
             )
-        count = latent_image["samples"].shape[0]
 
-        guidance = Guidance(scale_model_or_default(model, scale_model), several.repeat_interleave(count))
-        guider = AnnealingCFGGuider(model, guidance, live_chart(cls.hidden))
-        guider.set_conds(positive, negative)
-        latents = [_sample(guider, noise, sampler, sigmas, latent_image, columns=len(several))]
-        for scale in scales:
-            plain = comfy.samplers.CFGGuider(model)
-            plain.set_conds(positive, negative)
-            plain.set_cfg(scale)
-            latents.append(_sample(plain, noise, sampler, sigmas, latent_image, columns=1))
+        scale_model = scale_model_or_default(model, scale_model)
+        chart = live_chart(cls.hidden, remarks(model, scale_model.info))
+        guiders = [AnnealingCFGGuider(model, Guidance(scale_model, value), chart) for value in several.tolist()]
+        plain = [comfy.samplers.CFGGuider(model) for _ in scales]
+        for guider, scale in zip(plain, scales, strict=True):
+            guider.set_cfg(scale)
+        columns = []
+        for guider in (*guiders, *plain):
+            guider.set_conds(positive, negative)
+            columns.append(SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent_image).args[0]["samples"])
 
-        samples = torch.cat(latents)
+        trace = side_by_side([guider.trace.latest for guider in guiders])
+        if chart and len(guiders) > 1:
+            _show_all(trace.latest, chart, len(sigmas) - 1)
         labels = [f"lambda {value:g}" for value in several.tolist()]
         labels += [f"{'CFG++' if facts_of(sampler).uncond_share else 'CFG'} {value:g}" for value in scales]
-        columns = [_pictures(vae, part) for part in samples.split(count)]
-        return io.NodeOutput(labelled_columns(columns, labels), {"samples": samples}, guider.trace)
+        grid = labelled_columns([_pictures(vae, column) for column in columns], labels)
+        return io.NodeOutput(grid, {"samples": torch.cat(columns)}, trace)
 
 
-class _Tiled:
-    """A NOISE: that of the first `count` latents, again for every column."""
-
-    def __init__(self, noise, count: int):
-        self.seed, self._noise, self._count = noise.seed, noise, count
-
-    def generate_noise(self, latent: dict) -> torch.Tensor:
-        first = {**latent, "samples": latent["samples"][: self._count]}
-        return _tiled(self._noise.generate_noise(first), latent["samples"].shape[0] // self._count)
-
-
-def _tiled(batch: torch.Tensor, columns: int) -> torch.Tensor:
-    return batch.repeat(columns, *[1] * (batch.ndim - 1))
+def side_by_side(runs: list[RunTrace]) -> AnnealingTrace:
+    """Runs with one lambda each as one run of a wide batch. Their calls are as many, but for solvers that choose their steps:
+    where a run has ended its sigma stays and its other values are NaN."""
+    lambdas = [torch.full_like(run.calls[0].scale, float(run.guidance_lambda)) for run in runs if run.calls]
+    trace = AnnealingTrace()
+    whole = trace.begin(runs[0].scale_name, torch.cat(lambdas) if lambdas else runs[0].guidance_lambda, runs[0].folded)
+    for i in range(max(len(run.calls) for run in runs)):
+        calls = [run.calls[i] if i < len(run.calls) else _ended(run.calls[-1]) for run in runs]
+        whole.record(GuidedCall(*(torch.cat(values) for values in zip(*calls, strict=True))))
+    return trace
 
 
-def _sample(guider, noise, sampler, sigmas, latent: dict, columns: int) -> torch.Tensor:
-    """Latents of `columns` times the batch, by ComfyUI's own sampling node: [columns * B, ...]."""
-    wide = {**latent, "samples": _tiled(latent["samples"], columns)}
-    if (mask := latent.get("noise_mask")) is not None and mask.shape[0] > 1:
-        wide["noise_mask"] = _tiled(mask, columns)
-    tiled = _Tiled(noise, latent["samples"].shape[0])
-    return SamplerCustomAdvanced.execute(tiled, guider, sampler, sigmas, wide).args[0]["samples"]
+def _ended(last: GuidedCall) -> GuidedCall:
+    unknown = torch.full_like(last.scale, torch.nan)
+    return last._replace(gap_norm=unknown, scale=unknown, cfg_scale=unknown)
+
+
+def _show_all(trace: RunTrace, chart: LiveChart, steps: int) -> None:
+    """Every lambda's run in one chart, which showed one after the other so far."""
+    chart.begin(trace.run_id, steps, trace.folded, torch.as_tensor(trace.guidance_lambda).reshape(-1).tolist())
+    for call in trace.calls:
+        chart.record(call)
+    chart.finish("")
 
 
 def _pictures(vae, latents: torch.Tensor) -> torch.Tensor:

@@ -106,6 +106,9 @@ class AnnealingProfiler(io.ComfyNode):
     def execute(cls, latents=None, **inputs) -> io.NodeOutput:
         # Every input comes as a list, because latents and captions may be many.
         several = {name: inputs.pop(name) for name in ("positive", "negative")}
+        for name, values in inputs.items():
+            if len(values) != 1:
+                raise AnnealingError(f"{name} is a list of {len(values)}, and a profile is measured with one. Connect one.")
         one = {name: values[0] for name, values in inputs.items()}
         if len(several["negative"]) != 1:
             raise AnnealingError(

@@ -132,6 +132,8 @@ class EnlargedAutoEncoder(nn.Module):
         self.inner = load_part("autoencoder", AutoEncoder())
 
     def encode(self, pictures: torch.Tensor, **kwargs) -> torch.Tensor:
+        if pictures.numel() == 0:  # ComfyUI has cut what is no multiple of 8
+            raise AnnealingError("The picture is smaller than 8 x 8 pixels, the least that this VAE encodes. Give a larger one.")
         return self.inner.encode(F.avg_pool2d(pictures, ENLARGE))
 
     def decode(self, latents: torch.Tensor, **kwargs) -> torch.Tensor:

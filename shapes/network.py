@@ -52,7 +52,8 @@ class ShapesTransformer(nn.Module):
     """v = noise - x0 [B, 4, H, W] for z = (1 - s) x0 + s noise, time s [B] in [0, 1] and text [B, L, 64] of any length L.
 
     U-ViT's long skips (Bao et al., 2022) join the first half of the blocks to the second; a thin convolutional stem and
-    head keep what the 4x4 patches would lose at their borders.
+    head keep what the 4x4 patches would lose at their borders. H and W are any: what the last patches lack is filled with the
+    picture's other edge and cut off again, as ComfyUI's own transformers do.
     """
 
     def __init__(self, width: int = 128, depth: int = 6, heads: int = 4, stem: int = 16) -> None:
@@ -71,7 +72,8 @@ class ShapesTransformer(nn.Module):
             nn.init.zeros_(last.weight)
 
     def forward(self, z: torch.Tensor, s: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        stem = self.stem(z)
+        height, width = z.shape[-2:]
+        stem = self.stem(_filled(_filled(z, -2), -1))
         picture = self.inward(stem)
         grid = picture.shape[-2], picture.shape[-1]
         position = self.position
@@ -88,4 +90,12 @@ class ShapesTransformer(nn.Module):
                 past.append(x)
         x = self.outward(F.layer_norm(x[:, -grid[0] * grid[1] :], (self.width,)))
         x = F.pixel_shuffle(x.transpose(1, 2).unflatten(2, grid), PATCH)
-        return self.head(torch.cat([stem, x], 1))
+        return self.head(torch.cat([stem, x], 1))[..., :height, :width]
+
+
+def _filled(z: torch.Tensor, dim: int) -> torch.Tensor:
+    """z with its beginning again at its end along `dim`, up to whole patches. Not by F.pad, which goes round only once."""
+    size = z.shape[dim]
+    if size % PATCH == 0:
+        return z
+    return z.index_select(dim, torch.arange(math.ceil(size / PATCH) * PATCH, device=z.device) % size)

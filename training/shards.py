@@ -28,7 +28,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..guidance.host_types import Conditioning
-from ..models.errors import AnnealingError
+from ..models.errors import AnnealingError, in_words
 from ..models.whole_file import write_whole
 from .measure import measure_picture
 from .origin import Origin, origin_of
@@ -180,7 +180,9 @@ class _Folder:
         except FileNotFoundError:
             return
         except (OSError, safetensors.SafetensorError, ValueError, LookupError, TypeError, RuntimeError) as error:
-            logger.warning("Profile: the file %s is skipped, its pictures count as not measured: %s.", path, str(error)[:300])
+            logger.warning(
+                "Profile: the file %s is skipped, its pictures count as not measured: %s.", path, in_words(error)[:300]
+            )
             return
         self.origin = self.origin or shard.origin
         if found := self.origin.differences(shard.origin):
@@ -208,7 +210,7 @@ class _Folder:
         except OSError as error:
             advice = "Free some space" if error.errno == errno.ENOSPC else "Make the folder writable, or choose another"
             raise AnnealingError(
-                f"{self._own_path} could not be written: {error.strerror or error}. {advice}, and run this again: it goes on "
+                f"{self._own_path} could not be written: {in_words(error)}. {advice}, and run this again: it goes on "
                 f"with what is on disk, {len(self.measured)} pictures."
             ) from error
         self._shards[self._own_path] = shard

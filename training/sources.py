@@ -17,7 +17,7 @@ from comfy.model_patcher import ModelPatcher
 from PIL import Image, ImageOps
 
 from ..guidance.host_types import Conditioning
-from ..models.errors import AnnealingError
+from ..models.errors import AnnealingError, in_words
 from ..shapes.loader import load_shapes
 from .pictures import Picture, PictureMaker, encoded_picture, identity_of
 
@@ -110,7 +110,7 @@ def prompted_jobs(file: Path, maker: PictureMaker, loaded: Loaded) -> list[Job]:
     try:
         prompts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise AnnealingError(f"{file} cannot be read: {error}. Give a text file with one prompt a line.") from None
+        raise AnnealingError(f"{file} cannot be read: {in_words(error)}. Give a text file with one prompt a line.") from None
     if not prompts:
         raise AnnealingError(f"{file} holds no prompts. Write one in each line.")
     count = maker.settings.count
@@ -131,7 +131,7 @@ def pictures_of(jobs: Sequence[Job], loaded: Loaded, resolution: int, maker: Pic
             try:
                 pixels = load_picture(job.file, resolution)
             except (OSError, ValueError, Image.DecompressionBombError) as error:
-                print(f"\n{job.file} cannot be read as a picture and is left out: {error}.", flush=True)
+                print(f"\n{job.file} cannot be read as a picture and is left out: {in_words(error)}.", flush=True)
                 continue
             latent = loaded.vae.encode(pixels)[0].cpu()
             pictures.append(encoded_picture(job.identity, latent, caption))

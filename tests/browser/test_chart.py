@@ -96,6 +96,31 @@ def test_one_line_per_picture_is_drawn_and_the_last_run_stays_faint(page):
     assert opacities == ["0.3", "0.3", "1", "1"]
 
 
+def test_a_guider_with_another_lambda_draws_a_run_of_its_own(page):
+    run(page, workflow())
+    wait_for_calls(page, 8, 6)
+    page.evaluate("() => { window.app.graph.getNodeById(8).widgets.find((w) => w.name === 'guidance_lambda').value = 0.8; }")
+    page.evaluate("() => window.app.queuePrompt(0)")
+    chart = CHART.format(node=8)
+    page.wait_for_function(f"() => {chart}.previous && {chart}.run.calls.length === 6", timeout=120_000)
+    lambdas = page.evaluate(f"() => [...{chart}.previous.lambdas, ...{chart}.run.lambdas]")
+    assert lambdas == pytest.approx([0.4, 0.8])
+
+
+def test_a_sweep_ends_with_a_line_for_each_picture_of_each_lambda(page):
+    graph = {key: node for key, node in workflow().items() if key in "1234567"}
+    inputs = {"noise": ["5", 0], "model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "sampler": ["7", 0],
+              "sigmas": ["6", 0], "latent_image": ["4", 0], "vae": ["1", 2], "lambdas": "0, 0.4, 0.8",
+              "cfg_scales": "3"}  # fmt: skip
+    graph["8"] = {"class_type": "AnnealingSweep", "inputs": inputs}
+    graph["9"] = {"class_type": "PreviewImage", "inputs": {"images": ["8", 0]}}
+    run(page, graph)
+    chart = CHART.format(node=8)
+    page.wait_for_function(f"() => {chart}.run?.lambdas.length === 6 && {chart}.run.calls.length === 6", timeout=120_000)
+    assert page.evaluate(f"() => {chart}.run.lambdas") == pytest.approx([0, 0, 0.4, 0.4, 0.8, 0.8])
+    assert all(len(call["scale"]) == 6 for call in calls(page, 8))
+
+
 def test_the_keyboard_moves_along_the_steps_and_the_button_shows_the_cfg_scale(page):
     run(page, workflow())
     wait_for_calls(page, 8, 6)

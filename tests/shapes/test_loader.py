@@ -9,6 +9,7 @@ from annealing_guidance_pack.models.errors import AnnealingError
 from annealing_guidance_pack.shapes import loader, scenes
 from annealing_guidance_pack.shapes.files import load_part
 from annealing_guidance_pack.shapes.judge import Judge
+from comfy.ldm.common_dit import pad_to_patch_size
 
 PROMPT = "a red circle left of a blue square"
 
@@ -85,6 +86,77 @@ def test_prompts_can_be_concatenated_and_pictures_have_other_sizes(shapes):
     latent = nodes.EmptyLatentImage().generate(192, 128, 1)[0]
     out = nodes.KSampler().sample(model, 0, 2, 3.0, "euler", "normal", both, encode(clip, ""), latent)[0]
     assert nodes.VAEDecode().decode(vae, out)[0].shape == (1, 128, 192, 3)
+
+
+SIZES = [(144, 128), (120, 120), (136, 200), (8, 8), (8, 72), (512, 24)]
+
+
+@pytest.mark.parametrize("width, height", SIZES)
+def test_pictures_of_any_size_in_eights_come_out_in_that_size(shapes, width, height):
+    _, model, clip, vae = shapes
+    latent = nodes.EmptyLatentImage().generate(width, height, 2)[0]
+    out = nodes.KSampler().sample(model, 0, 2, 3.0, "euler", "normal", encode(clip, PROMPT), encode(clip, ""), latent)[0]
+    pictures = nodes.VAEDecode().decode(vae, out)[0]
+    assert pictures.shape == (2, height, width, 3) and pictures.isfinite().all()
+
+
+@pytest.mark.parametrize("width, height", [(144, 128), (120, 120), (136, 200)])
+def test_what_the_last_patches_lack_is_filled_as_comfyui_fills_it(shapes, width, height):
+    _, model, clip, _ = shapes
+    network = model.model.diffusion_model.transformer
+    z = torch.randn(2, 4, height // 8, width // 8, generator=torch.Generator().manual_seed(1))
+    rest = torch.tensor([0.9, 0.4]), encode(clip, PROMPT)[0][0].expand(2, -1, -1)
+    with torch.no_grad():
+        whole = network(pad_to_patch_size(z, (4, 4)), *rest)
+        torch.testing.assert_close(network(z, *rest), whole[..., : height // 8, : width // 8])
+
+
+@pytest.mark.parametrize("width, height", [(80, 80), (72, 128), (8, 8)])
+def test_areas_of_any_size_in_eights_can_be_prompted(shapes, width, height):
+    _, model, clip, _ = shapes
+    area = nodes.ConditioningSetArea().append(encode(clip, "a red circle"), width, height, 24, 0, 1.0)[0]
+    both = nodes.ConditioningCombine().combine(encode(clip, ""), area)[0]
+    latent = nodes.EmptyLatentImage().generate(144, 144, 1)[0]
+    sampled, without = (
+        nodes.KSampler().sample(model, 0, 2, 3.0, "euler", "normal", positive, encode(clip, ""), latent)[0]["samples"]
+        for positive in (both, encode(clip, ""))
+    )
+    inside = torch.zeros(18, 18, dtype=torch.bool)
+    inside[: height // 8, 3 : 3 + width // 8] = True
+    assert sampled.isfinite().all()
+    assert ((sampled - without).abs().amax((0, 1)) > 1e-3)[inside].float().mean() > 0.9
+
+
+def test_a_picture_of_an_odd_size_can_be_inpainted(shapes):
+    _, model, clip, vae = shapes
+    picture = torch.rand(1, 123, 145, 3, generator=torch.Generator().manual_seed(1))
+    mask = torch.zeros(1, 123, 145)
+    mask[:, :, 72:] = 1
+    latent = nodes.SetLatentNoiseMask().set_mask(nodes.VAEEncode().encode(vae, picture)[0], mask)[0]
+    assert latent["samples"].shape == (1, 4, 15, 18)
+    out = nodes.KSampler().sample(model, 0, 2, 3.0, "euler", "normal", encode(clip, PROMPT), encode(clip, ""), latent)[0]
+    torch.testing.assert_close(out["samples"][..., :8], latent["samples"][..., :8])
+    assert (out["samples"] - latent["samples"])[..., 10:].abs().mean() > 0.1
+    assert nodes.VAEDecode().decode(vae, out)[0].shape == (1, 120, 144, 3)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("size", [(120, 120), (123, 145), (9, 8), (8, 300)])
+def test_the_vae_takes_pictures_of_any_size_whole_and_in_tiles(shapes, size):
+    _, _, _, vae = shapes
+    height, width = (side // 8 for side in size)
+    picture = torch.rand(1, *size, 3, generator=torch.Generator().manual_seed(1))
+    for latent in (nodes.VAEEncode().encode(vae, picture)[0], nodes.VAEEncodeTiled().encode(vae, picture, 64, 16)[0]):
+        assert latent["samples"].shape == (1, 4, height, width)
+        for shown in (nodes.VAEDecode().decode(vae, latent)[0], nodes.VAEDecodeTiled().decode(vae, latent, 64, 16)[0]):
+            assert shown.shape == (1, 8 * height, 8 * width, 3)
+
+
+@pytest.mark.parametrize("size", [(7, 7), (1, 64)])
+def test_a_picture_too_small_for_the_vae_is_refused_in_words(shapes, size):
+    _, _, _, vae = shapes
+    with pytest.raises(AnnealingError, match="smaller than 8 x 8"):
+        nodes.VAEEncode().encode(vae, torch.rand(1, *size, 3))
 
 
 @pytest.mark.slow

@@ -37,7 +37,8 @@ export class ScaleChart {
 
   /** Take in a message: calls of the run that is going on, or the first ones of a new run. */
   show(message) {
-    if (!this.run || this.run.number !== message.run) {
+    // A guider that was made anew counts its runs from 1 again.
+    if (!this.run || this.run.number !== message.run || message.first === 0) {
       if (!this.run) queueMicrotask(this.onFirst);
       this.previous = this.run;
       this.run = { number: message.run, steps: message.steps, folded: message.folded, lambdas: message.lambdas, calls: [] };
