@@ -132,12 +132,19 @@ def test_the_text_tells_scale_and_cfg_scale_of_the_latest_step(interface):
     assert f"{last.scale.min():.2f}" in interface.texts[-1] and "CFG" in interface.texts[-1]
 
 
-def test_starting_a_copy_never_waits_for_the_device():
-    chart = live.LiveChart("1", lambda *_: None, lambda _: None)
-    chart.begin(1, 4, True, [0.4])
-    call = GuidedCall(*[torch.rand(2, device="meta")] * 6)
+def test_recording_a_call_never_waits_for_the_device(interface, monkeypatch):
+    """On a device whose values cannot be read, and whose copies never arrive."""
+
+    class Underway:
+        def query(self):
+            return False
+
+    monkeypatch.setattr(live, "_copy_of", lambda values: live._Copy(values, Underway()))
+    interface.chart.begin(1, 4, True, [0.4])
     with NoWaiting():
-        torch.stack([call.sigma, call.gap_norm, call.scale, call.used])[:, : live.MOST_SAMPLES]
+        for _ in range(4):
+            interface.chart.record(GuidedCall(*[torch.empty(2, device="meta")] * 6))
+    assert interface.messages == [] and len(interface.chart._copies) == 4
 
 
 def test_a_device_that_cannot_tell_when_a_copy_arrived_has_no_chart():
