@@ -220,7 +220,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         ("pictures", pictures, "draw the pictures of the help pages again"),
         ("fuzz", fuzz, "give the readers of scales and profiles hostile files"),
         ("artwork", artwork, "draw the registry's icon and banner again"),
-        ("workflows", workflows, "save the templates in workflows/ again (needs Chromium or Chrome)"),
+        ("workflows", workflows, "save the templates in workflows/ again"),
         ("compatibility", compatibility, "run the compatibility tests and write docs/COMPATIBILITY.md from them"),
     ):
         commands.add_parser(command, help=text, add_help=False).set_defaults(run=run)

@@ -1,32 +1,51 @@
-"""A real browser on the real interface: headless Chromium or Chrome, where this machine has one."""
+"""A real browser on the real interface: headless, set up where this machine has none, as soon as a test wants one."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import urllib.request
 from collections.abc import Callable, Iterator
 
 import pytest
+from devkit import browser as browsers
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 VIEWPORT = {"width": 1600, "height": 1000}
+MISSING = pytest.StashKey[str]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Set a browser up if a test that was chosen needs one; where that fails, those tests are skipped."""
+    config, waiting = session.config, _browser_tests(session)
+    if not waiting or config.option.collectonly:
+        return
+    config.stash[MISSING] = missing = browsers.set_up(config.get_terminal_writer().line)
+    for item in waiting if missing else ():
+        item.add_marker(pytest.mark.skip(reason="no browser"))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # after everybody else's last words
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """Say what the missing browser left untested. On CI nobody reads it, so there the run fails."""
+    yield
+    if missing := session.config.stash.get(MISSING, ""):
+        if os.environ.get("CI", "").lower() not in ("", "0", "false") and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        count = len(_browser_tests(session))
+        session.config.get_terminal_writer().line(f"{count} browser tests were skipped: {missing}", red=True)
+
+
+def _browser_tests(session: pytest.Session) -> list[pytest.Item]:
+    return [item for item in session.items if item.get_closest_marker("browser")]
 
 
 # Not for the whole session: while playwright runs it keeps an event loop running, and other tests start their own.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
-    """Chromium. ANNEALING_BROWSER names its program; otherwise the one on the path, else an installed Chrome."""
-    api = pytest.importorskip("playwright.sync_api", reason="the browser tests need the Python package playwright")
-    program = os.environ.get("ANNEALING_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    with api.sync_playwright() as playwright:
-        try:
-            # No sandbox: test machines often run as root, where Chromium has none.
-            where = {"executable_path": program} if program else {"channel": "chrome"}
-            browser = playwright.chromium.launch(args=["--no-sandbox", "--disable-gpu"], **where)
-        except api.Error as error:
-            pytest.skip(f"no Chromium or Chrome can be started; ANNEALING_BROWSER can name one ({str(error).splitlines()[0]})")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = browsers.launch(playwright)
         yield browser
         browser.close()
 

@@ -125,16 +125,18 @@ def test_the_keyboard_moves_along_the_steps_and_the_button_shows_the_cfg_scale(p
     run(page, workflow())
     wait_for_calls(page, 8, 6)
     chart = CHART.format(node=8)
-    page.wait_for_timeout(300)
+
+    def says(text: str, of: str) -> None:
+        page.wait_for_function(f"text => {chart}.{of}.includes(text)", arg=text, timeout=20_000)
+
+    says("over 6 steps", "plot.getAttribute('aria-label')")
     page.evaluate(f"() => {chart}.plot.focus()")
     page.keyboard.press("ArrowLeft")
-    page.wait_for_timeout(200)
     call = calls(page, 8)[4]
-    assert page.evaluate(f"() => {chart}.readout.textContent") == f"step 5: scale {call['scale'][0]:.2f}, {call['scale'][1]:.2f}"
+    says(f"step 5: scale {call['scale'][0]:.2f}, {call['scale'][1]:.2f}", "readout.textContent")
     page.evaluate(f"() => {chart}.button.click()")
-    page.wait_for_timeout(200)
-    assert page.evaluate(f"() => {chart}.readout.textContent").startswith(f"step 5: CFG scale {call['cfg_scale'][0]:.2f}")
-    assert "CFG scale over 6 steps" in page.evaluate(f"() => {chart}.plot.getAttribute('aria-label')")
+    says(f"step 5: CFG scale {call['cfg_scale'][0]:.2f}", "readout.textContent")
+    says("CFG scale over 6 steps", "plot.getAttribute('aria-label')")
 
 
 def test_nothing_of_the_chart_is_saved_and_a_reloaded_page_draws_again(open_page):
@@ -151,10 +153,9 @@ def test_nothing_of_the_chart_is_saved_and_a_reloaded_page_draws_again(open_page
 
 def test_before_the_first_run_the_chart_is_one_line_high(page):
     page.evaluate("graph => window.app.loadApiJson(graph, 'test')", workflow())
-    page.wait_for_timeout(500)
     chart = CHART.format(node=8)
+    page.wait_for_function(f"() => {chart}.element.textContent.includes('while sampling')", timeout=20_000)
     assert page.evaluate(f"() => {chart}.run") is None
-    assert "while sampling" in page.evaluate(f"() => {chart}.element.textContent")
 
 
 def test_an_event_for_a_node_that_is_not_there_is_ignored(page):

@@ -19,15 +19,15 @@ SCHEMAS = {node.GET_SCHEMA().node_id: node.GET_SCHEMA() for node in NODES}
 def empty(page):
     """A page whose graph holds nothing."""
     page.evaluate("() => window.app.graph.clear()")
-    page.wait_for_timeout(500)
+    page.wait_for_function("() => window.app.graph.nodes.length === 0")
     return page
 
 
 def test_a_node_is_found_by_search_and_put_into_the_graph(empty):
     empty.mouse.dblclick(700, 500)
-    empty.wait_for_timeout(1000)
+    empty.wait_for_selector("input:focus", timeout=20_000)
     empty.keyboard.type("annealing guider")
-    empty.wait_for_timeout(1500)
+    empty.get_by_role("option").filter(has_text="Annealing Guider").first.wait_for(timeout=20_000)
     empty.keyboard.press("Enter")
     empty.wait_for_function("() => window.app.graph.nodes.some((node) => node.type === 'AnnealingGuider')", timeout=20_000)
     assert not empty.complaints
@@ -72,4 +72,5 @@ def test_the_help_panel_shows_each_page(empty):
         # The page's own heading; the panel's head shows the node's name too.
         empty.wait_for_selector(f"h1:has-text({title!r})", timeout=20_000)
         button.dispatch_event("click")
-        empty.wait_for_timeout(200)
+        # Older interfaces close the panel, which takes them a frame or two; newer ones leave it open.
+        empty.evaluate("() => new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")

@@ -138,12 +138,19 @@ def test_when_the_run_is_over_the_text_tells_what_cfg_it_came_to(interface):
     assert interface.texts[-1].startswith(f"CFG {mean:.1f} on average.")
 
 
-def test_starting_a_copy_never_waits_for_the_device():
-    chart = live.LiveChart("1", lambda *_: None, lambda _: None)
-    chart.begin(1, 4, True, [0.4])
-    call = GuidedCall(*[torch.rand(2, device="meta")] * 6)
+def test_recording_a_call_never_waits_for_the_device(interface, monkeypatch):
+    """On a device whose values cannot be read, and whose copies never arrive."""
+
+    class Underway:
+        def query(self):
+            return False
+
+    monkeypatch.setattr(live, "_copy_of", lambda values: live._Copy(values, Underway()))
+    interface.chart.begin(1, 4, True, [0.4])
     with NoWaiting():
-        torch.stack([call.sigma, call.gap_norm, call.scale, call.cfg_scale])[:, : live.MOST_SAMPLES]
+        for _ in range(4):
+            interface.chart.record(GuidedCall(*[torch.empty(2, device="meta")] * 6))
+    assert interface.messages == [] and len(interface.chart._copies) == 4
 
 
 def test_a_device_that_cannot_tell_when_a_copy_arrived_has_no_chart():

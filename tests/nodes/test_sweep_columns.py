@@ -124,7 +124,7 @@ def test_every_column_is_its_lambda_sampled_alone(case):
         own_rows = slice(i * count, (i + 1) * count)
         assert trace.guidance_lambda[own_rows].tolist() == pytest.approx([value] * count)
         for wide, narrow in zip(trace.calls, own.calls, strict=False):
-            torch.testing.assert_close(wide.used[own_rows], narrow.used)
+            torch.testing.assert_close(wide.cfg_scale[own_rows], narrow.cfg_scale)
         assert len(trace.calls) >= len(own.calls)
     for column, value in zip(columns[len(LAMBDAS) :], SCALES, strict=True):
         inputs = CASES[case]()

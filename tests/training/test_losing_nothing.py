@@ -89,17 +89,27 @@ def test_a_process_killed_in_the_middle_of_a_write_loses_only_the_picture_it_was
     assert_same(fill(tmp_path), expected)
 
 
+def fill_but_for_the_last(folder) -> None:
+    """Writes as many pictures as it can and waits before the last one, so that however late it is killed, it still runs."""
+
+    def replace(*paths) -> None:
+        if measured(folder) == COUNT - 1:
+            time.sleep(10 * PATIENCE)
+        real_replace(*paths)
+
+    real_replace, whole_file.os.replace = os.replace, replace
+    fill(folder)
+
+
 def test_a_process_killed_at_any_moment_loses_nothing_that_it_told_as_done(tmp_path, expected):
-    kept = 0
     for count in (3, 9, 17):
-        process = start(fill, tmp_path)
+        process = start(fill_but_for_the_last, tmp_path)
         deadline = time.monotonic() + PATIENCE
         while (seen := measured(tmp_path)) < count and time.monotonic() < deadline:
             time.sleep(0.003)
         process.kill()
         assert ended(process) == -signal.SIGKILL
-        assert measured(tmp_path) >= seen > kept
-        kept = seen
+        assert measured(tmp_path) >= seen >= count
     assert_same(fill(tmp_path), expected)
 
 
@@ -120,8 +130,21 @@ def test_without_space_it_ends_with_a_sentence_and_all_that_was_written_counts(t
     assert_same(fill(tmp_path), expected)
 
 
+def fill_with_the_other(folder, both_are_here) -> None:
+    """From a common start, and slowly enough that neither has done everything before the other gets the processor."""
+
+    def replace(*paths) -> None:
+        real_replace(*paths)
+        time.sleep(0.1)
+
+    real_replace, whole_file.os.replace = os.replace, replace
+    both_are_here.wait(PATIENCE)
+    fill(folder)
+
+
 def test_two_profilers_in_one_folder_share_the_work_and_end_with_the_union(tmp_path, expected):
-    both = [start(fill, tmp_path) for _ in range(2)]
+    both_are_here = multiprocessing.get_context("fork").Barrier(2)
+    both = [start(fill_with_the_other, tmp_path, both_are_here) for _ in range(2)]
     assert [ended(process) for process in both] == [0, 0]
     assert_same(load_folder(tmp_path), expected)
     folder = shards._Folder(tmp_path, None, "")

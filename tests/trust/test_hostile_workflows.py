@@ -37,7 +37,7 @@ def get(address: str, path: str) -> Any:
 
 
 def finished(address: str, prompt_id: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline:
         if found := get(address, f"/history/{prompt_id}"):
             return found[prompt_id]

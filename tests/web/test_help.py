@@ -82,8 +82,9 @@ def test_every_output_is_named():
 
 def test_the_sentences_that_pages_quote_are_those_that_the_code_says():
     said = [text for folder in SOURCES for path in (ROOT / folder).rglob("*.py") for text in texts_in(path)]
-    for node, page in pages().items():
-        quoted = re.findall(r"^- \*(.{20,}?)\*$", page, re.MULTILINE)
+    quotations = {node: re.findall(r"^- \*(.{20,}?)\*$", page, re.MULTILINE) for node, page in pages().items()}
+    assert sum(map(len, quotations.values())) > 20
+    for node, quoted in quotations.items():
         for part in (part.strip() for sentence in quoted for part in sentence.split("…")):
             assert any(part in text for text in said), f"{node}: {part}"
 

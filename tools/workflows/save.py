@@ -1,6 +1,6 @@
 """Builds the templates of graphs.py in ComfyUI's own interface, saves what it saves, and makes their thumbnails.
 
-`tools/dev.py workflows` runs this in ComfyUI's own Python, against the server that it started. It needs Chromium or Chrome.
+`tools/dev.py workflows` runs this in ComfyUI's own Python, against the server that it started, in a headless browser.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
-import shutil
 import sys
 import urllib.parse
 import urllib.request
@@ -21,12 +19,13 @@ from PIL import Image, ImageDraw, ImageFont
 from playwright.sync_api import sync_playwright
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from devkit import browser as browsers
+
 from workflows.description import Workflow
 from workflows.graphs import ALL
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(__file__).with_name("build.js").read_text(encoding="utf-8")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 VIEW = {"width": 1920, "height": 1300}
 THUMBNAIL_WIDTH = 640
 # The corners of all groups together, in the window's pixels.
@@ -148,11 +147,11 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="templates to make (all)")
     parser.add_argument("--views", type=Path, help="folder for full views of the graphs, to look at")
     options = parser.parse_args()
-    program = os.environ.get("ANNEALING_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    where = {"executable_path": program} if program else {"channel": "chrome"}
+    if missing := browsers.set_up(print):
+        sys.exit(f"dev.py workflows: {missing}")
     origins = packs(options.address)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(args=["--no-sandbox", "--disable-gpu"], **where)
+        browser = browsers.launch(playwright)
         for workflow in (make() for make in ALL):
             if options.names and workflow.name not in options.names:
                 continue
