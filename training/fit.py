@@ -79,7 +79,7 @@ class ProfileLoss:
 
     def __init__(self, entries: Entries, knots: tuple[float, ...], ratio: float):
         self.entries, self.ratio = entries, ratio
-        self.second = Tabulated(knots[0], knots[-1], entries.second)
+        self.second = Tabulated(knots, entries.second)
 
     def __call__(
         self, scale: torch.Tensor, guidance_lambda: torch.Tensor, rows: torch.Tensor | slice = slice(None)
@@ -167,8 +167,8 @@ def _ratio(entries: Entries, profile: Profile, settings: FitSettings) -> float:
     balanced = settings.loss_balance == "ratio" or (settings.loss_balance == "auto" and profile.kind == "velocity")
     if not balanced:
         return 1.0
-    knots, one = profile.settings.knots, torch.ones(len(entries))
-    second = float(Tabulated(knots[0], knots[-1], entries.second)(one).mean())
+    one = torch.ones(len(entries))
+    second = float(Tabulated(profile.settings.knots, entries.second)(one).mean())
     first = float(entries.first.sum(1).mean())
     return min(first / second, LARGEST_RATIO) if second > 0 else LARGEST_RATIO
 

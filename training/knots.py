@@ -29,11 +29,11 @@ def table_scales(low: float, high: float) -> list[float]:
 class Tabulated:
     """N functions of one scale each, the mean squares of N gaps; differentiable. Within the table's range only.
 
-    low, high: the first and the last scale, above -1; values: [N, TABLE].
+    knots: the profile's, of which the first and the last are the ends of the table; values: [N, TABLE].
     """
 
-    def __init__(self, low: float, high: float, values: torch.Tensor):
-        self.low, self.high, self.values = low, high, values
+    def __init__(self, knots: tuple[float, ...], values: torch.Tensor):
+        self.low, self.high, self.values = knots[0], knots[-1], values
         places = torch.arange(TABLE, dtype=torch.float64)
         self.slopes = (values.to(torch.float64) @ spline_weights(places, places, slope=True).T).to(torch.float32)
 
