@@ -2,8 +2,8 @@
 
 Most gaps are told by five scales. At a few steps of a run, where the model decides what the picture shows, the gap jumps from
 one course to another within a tenth of a scale, and no fixed set of few scales tells where.
-So every interval between two measured scales is halved where the gap in its middle was not the one that the cubic spline through
-the scales known before had told.
+So every interval between two measured scales is halved where the gap in its middle, or in the middle of an interval beside it,
+was not the one that the cubic spline through the scales known before had told.
 """
 
 from __future__ import annotations
@@ -52,9 +52,13 @@ class GapCurve:
         errors, squares = (x.square().mean(1).tolist() for x in (told - measured, measured))
         self._errors += errors
         least = ALIKE * min(self._errors) if len(self._errors) >= JUDGED else 0.0
+        limits = (max(self._tolerance * square, self._rounding, least) for square in squares)
+        missed = {start: error > limit for (start, _), error, limit in zip(self._intervals, errors, limits, strict=True)}
         halves = []
-        for (start, end), middle, error, square in zip(self._intervals, middles, errors, squares, strict=True):
-            if error > max(self._tolerance * square, self._rounding, least) and middle - start > 1:
+        for (start, end), middle in zip(self._intervals, middles, strict=True):
+            # Halfway through a jump every spline is right by chance, but not in the intervals beside it.
+            width = end - start
+            if width > 2 and any(missed.get(start + beside) for beside in (-width, 0, width)):
                 halves += [(start, middle), (middle, end)]
         self._intervals = halves
         self.wanted = [_middle(interval) for interval in halves]

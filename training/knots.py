@@ -10,7 +10,7 @@ import math
 
 import torch
 
-TABLE = 65
+TABLE = 129
 
 
 def spread_knots(low: float, high: float, count: int) -> tuple[float, ...]:
@@ -74,7 +74,7 @@ def _hermite(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor,
 
 
 def squares_of_products(knots: tuple[float, ...], products: torch.Tensor) -> torch.Tensor:
-    """[N, TABLE], of a profile of version 1.0, which kept the products [N, K, K] of the gaps at each two of K knots instead.
+    """[N, TABLE], of an old profile, which kept the products [N, K, K] of the gaps at each two of K knots instead.
 
     The gap is the polynomial in log(1 + scale) through its K values, so its mean square is never negative.
     """

@@ -33,7 +33,7 @@ class ProfileSettings:
     samples: entries per picture, each at another step of the grid as long as there are enough, with its own noise.
     knots: rising scales, above -1. The second term is tabulated from the first to the last, and the fitted scale stays between
         them. Their number says how exactly: it is measured at about as many scales of each entry's own choice (`curve`).
-        Profiles of version 1.0 were measured at just these.
+        Profiles in the old format were measured at just these.
     perturb: whether the conditional embeddings are perturbed (CADS) for the first term, as the paper does.
     """
 

@@ -40,9 +40,9 @@ from .profile import Entries, Profile, ProfileSettings
 logger = logging.getLogger("annealing_guidance")
 
 FORMAT = "annealing-profile-shard/3"
-OLD_FORMAT = "annealing-profile-shard/2"  # of version 1.0: products of the gaps at the knots in the place of mean squares
+OLD_FORMAT = "annealing-profile-shard/2"  # products of the gaps at the knots in the place of mean squares
 PICTURES_PER_SHARD = 64
-MAX_SHARD_BYTES = 256 * 2**20  # 64 pictures of 500 entries have 9 MB, with 33 knots and the old format 140 MB
+MAX_SHARD_BYTES = 256 * 2**20  # 64 pictures of 500 entries have 17 MB, in the old format with 33 knots 140 MB
 FIRST_BROKEN = 8  # so many pictures with NaN and none without: no use in going on
 _COLUMNS = [field.name for field in fields(Entries)]
 

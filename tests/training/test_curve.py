@@ -51,7 +51,7 @@ def test_even_gaps_are_measured_at_five_scales_and_jumps_where_they_are():
     assert len(measured(fading)[1]) == 5
     _, asked = measured(jumping)
     assert 9 < len(asked) < 35
-    assert sum(0.5 < scale < 1.1 for scale in asked) > 0.5 * len(asked)
+    assert sum(0.3 < scale < 1.3 for scale in asked) > 2 * sum(scale > 3.0 for scale in asked)
 
 
 def test_more_knots_measure_at_more_scales_and_come_nearer():
@@ -72,7 +72,7 @@ def test_noise_is_not_chased(noise):
         return fading(scale) + noise * torch.randn(len(scale), VALUES, generator=generator, dtype=torch.float64)
 
     unforeseen, _ = measured(noisy), measured(noisy, rounding=2 * noise)
-    assert len(unforeseen[1]) <= 19
+    assert len(unforeseen[1]) <= 21
     assert len(measured(noisy, rounding=2 * noise)[1]) == 5
     exact = fading(SCALES).square().mean(1) + noise**2
     torch.testing.assert_close(unforeseen[0].mean_squares().double(), exact, rtol=0.6 * noise, atol=0)
