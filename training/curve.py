@@ -1,4 +1,4 @@
-"""Where to measure the gap after a step as a function of the scale: at few scales where it changes evenly, at many where it jumps.
+"""At which scales to measure the gap after a step: at few where it changes evenly, at many where it jumps.
 
 Most gaps are told by five scales. At a few steps of a run, where the model decides what the picture shows, the gap jumps from
 one course to another within a tenth of a scale, and no fixed set of few scales tells where.

@@ -1,4 +1,4 @@
-"""Where a gap is measured: at few scales where it changes evenly, around the jump where it jumps, and not on and on where it is noise."""
+"""At which scales a gap is measured: few where it changes evenly, more around a jump, and not ever more where it is noise."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Recorder:
 
 
 def measured_samples(variant: str, steps: int | None) -> tuple:
-    """(model, negative, profile, the very samples that it was measured on, with a lambda each). steps: None for the study's grid."""
+    """(model, negative, profile, the very samples that it was measured on, with a lambda each). No steps: the study's grid."""
     model, clip, vae = shapes.load_shapes(variant)
     model_sampling = model.get_model_object("model_sampling")
     pictures = shapes.training_pictures(clip, vae, PICTURES, seed=3)

@@ -132,7 +132,7 @@ def test_a_shard_with_another_versions_columns_is_skipped(tmp_path, ten, caplog)
 
 
 def test_a_profile_in_the_old_format_is_read_and_its_measuring_goes_on(tmp_path, monkeypatch, ten):
-    """It holds the products of the gaps at its knots. Here gaps of two values: 1 + w and 2 - w + w^2, no polynomials in log(1 + w)."""
+    """It holds the products of the gaps at its knots. Here gaps of two values: 1 + w and 2 - w + w^2."""
     fill(tmp_path, pictures(10)[:3])
     (path,) = files(tmp_path)
     shard = shards._read_shard(path.read_bytes())
