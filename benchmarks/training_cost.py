@@ -27,7 +27,7 @@ import sys
 import time
 from pathlib import Path
 
-from common import RESULTS, load_hosts, write_results
+from common import RESULTS, counted, load_hosts, write_results
 from common.sdxl import random_prompt, random_sdxl
 
 
@@ -70,8 +70,9 @@ class Job:
         """The profile's entries of one picture, `batch` of them, at once."""
         settings = self.profiles.ProfileSettings(20, samples=self.batch)
         with self.torch.inference_mode():
-            self.measuring.measure_picture(self.model, self.picture(seed), self.negative, settings, self.batch)
-        return 2 * self.batch * (1 + len(settings.knots))
+            model, rows = counted(self.model)
+            self.measuring.measure_picture(model, self.picture(seed), self.negative, settings, self.batch)
+        return sum(rows)
 
     def reference(self, seed: int) -> int:
         """One step of the reference trainer on `batch` samples at once."""

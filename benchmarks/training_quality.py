@@ -29,17 +29,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import time
 from pathlib import Path
 
-from common import RESULTS, load_hosts, pack_module, write_results
+from common import RESULTS, counted, load_hosts, pack_module, write_results
 from common.demo import study_grid
 
 LAMBDAS = (0.0, 0.2, 0.4, 0.6, 0.8)
 PROFILED = 64  # pictures; the smaller sizes are the first of them
 SIZES = (16, 32, 64)
 SAMPLES = 4  # of each picture
-CHECKPOINT = 20  # steps of the reference between two looks: as many evaluations as a profile of 16 pictures
+CHECKPOINT = 20  # steps of the reference between two looks: about as many evaluations as a profile of 16 pictures
 VALIDATION_PICTURES, VALIDATION_SAMPLES, VALIDATION_KNOTS = 64, 8, 13
 TRAINING_SEED, VALIDATION_SEED = 0, 999
 
@@ -57,20 +58,25 @@ class Quality:
         self.config = bundled.config  # one gap divisor, one size, one range of scales for both
 
     def profile(self, name: str, pictures: int, seed: int, **settings):
-        """(profile, its pictures' identities in order, seconds of the processor); measured once and kept in the folder."""
+        """(profile, its pictures' identities in order, its cost); measured once and kept in the folder.
+
+        cost: {"seconds": of the processor, "rows": evaluated by the model, of an entry}.
+        """
         model, clip, vae = self.shapes.load_shapes(self.variant)
+        model, rows = counted(model)
         drawn = self.shapes.training_pictures(clip, vae, pictures, seed)
         negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
         grid = study_grid(self.variant, model.get_model_object("model_sampling"))
         folder = self.folder / f"{self.variant}_{name}"
-        seconds_file = folder.with_suffix(".seconds")
+        cost_file = folder.with_suffix(".json")
         began = time.process_time()
         profile = pack_module("training.shards").measure_into(
             folder, model, drawn, negative, self.profiles.ProfileSettings(grid, seed=seed, **settings)
         )
-        if not seconds_file.exists():
-            seconds_file.write_text(str(time.process_time() - began))
-        return profile, [picture.identity for picture in drawn], float(seconds_file.read_text())
+        if not cost_file.exists():
+            cost = {"seconds": time.process_time() - began, "rows": sum(rows) / len(profile.entries)}
+            cost_file.write_text(json.dumps(cost))
+        return profile, [picture.identity for picture in drawn], json.loads(cost_file.read_text())
 
     def reference(self, steps: int) -> list[dict]:
         """The reference run's networks, every 20 steps: step, seconds, ratio, state. What is in the folder is continued."""
@@ -119,7 +125,7 @@ class Quality:
         import reference_trainer
 
         knots = self.knots.spread_knots(0.0, 4.0, VALIDATION_KNOTS)
-        profile, pictures, measuring = self.profile("training", PROFILED, TRAINING_SEED, samples=SAMPLES)
+        profile, pictures, cost = self.profile("training", PROFILED, TRAINING_SEED, samples=SAMPLES)
         validation, _, _ = self.profile(
             "validation", VALIDATION_PICTURES, VALIDATION_SEED, samples=VALIDATION_SAMPLES, knots=knots
         )
@@ -140,9 +146,9 @@ class Quality:
             print(f"{name:22} {evaluations:11,} {seconds:9.0f}   " + "  ".join(f"{x:10.6f}" for x in mean), end="")
             print(f"  {results[name]['mean']:8.6f}  {results[name]['mean_with_the_references_ratio']:13.6f}", flush=True)
 
-        rows_per_entry = 2 * (1 + len(profile.settings.knots))
         for size, (network, fitting, _) in fits.items():
-            report(f"profile of {size}", size * SAMPLES * rows_per_entry, measuring * size / PROFILED + fitting, network)
+            evaluations = round(size * SAMPLES * cost["rows"])
+            report(f"profile of {size}", evaluations, cost["seconds"] * size / PROFILED + fitting, network)
         info = fits[max(SIZES)][0].info
         rows_per_step = reference_trainer.ROWS_PER_SAMPLE * reference_trainer.ACCUMULATION
         for checkpoint in checkpoints:
@@ -154,7 +160,7 @@ class Quality:
         print(f"\n{'profile less reference':36} " + "  ".join(f"lambda {value:.1f}" for value in LAMBDAS))
         comparisons = {}
         for size in SIZES:
-            equal = size * SAMPLES * rows_per_entry // rows_per_step
+            equal = round(size * SAMPLES * cost["rows"] / rows_per_step / CHECKPOINT) * CHECKPOINT
             for times in (1, 10):
                 if (name := f"reference, step {equal * times}") in results:
                     difference = per_picture[f"profile of {size}"] - per_picture[name]

@@ -158,7 +158,8 @@ def _expert_profiler_inputs() -> list[io.Input]:
             default=9,
             min=3,
             max=33,
-            tooltip="Scales at which the gap after a step is measured, from 0 to 4. The time grows with 1 + knots.",
+            tooltip="About how many scales from 0 to 4 the gap after a step is measured at: fewer where it changes evenly, more "
+            "where it jumps. The time grows with 1 + knots.",
             **where_known(io.Int.Input, advanced=True),
         ),
         io.Boolean.Input(

@@ -86,7 +86,7 @@ class ProfileLoss:
     ) -> torch.Tensor:
         """(1 - lambda) first + lambda ratio second of the entries `rows`, each at its own scale and lambda: [B].
 
-        Beyond the knots the loss is that of the nearest knot and a rising parabola, so that the fit finds back.
+        Beyond the knots' range the loss is that of the nearest knot and a rising parabola, so that the fit finds back.
         """
         inside = scale.clamp(self.second.low, self.second.high)
         a, b, c = self.entries.first[rows].unbind(1)

@@ -1,20 +1,7 @@
-"""The mean square of the gap after a step as a function of the scale, from the gaps at a few knots.
+"""The mean square of the gap after a step as a function of the scale: the profile's second term, as it is kept and looked up.
 
-The gap itself, value by value, is taken as the polynomial through what it is at the knots, so its mean square follows from the
-means of their products and can never be negative. Everything happens in u = log(1 + scale): the gap falls steeply at small
-scales and hardly moves at large ones. There the knots are Chebyshev's points, between which the polynomial through them is near
-the best one of its degree.
-
-Chosen by measurement, as the relative error of the mean square at scales 0.05, 0.1 .. 3.95 (95th percentile; the median is
-below 0.01%) on the Shapes models, epsilon/flow, 192 entries each:
-
-                                                 7 knots         8               9              10
-    polynomial through the mean squares          12.3%/7.9%      9.0%/4.7%       8.0%/3.6%      3.2%/2.4%
-    monotone cubics through the mean squares     6.9%/5.8%       5.4%/4.1%       3.7%/2.6%      2.9%/2.3%
-    polynomial through their roots               6.2%/4.3%       5.5%/3.1%       2.9%/2.4%      1.9%/1.6%
-    polynomial through the gaps                  2.6%/2.5%       1.7%/1.6%       1.1%/0.9%      0.6%/0.8%
-
-A cubic spline through the gaps is as good. The roots fail where the gap passes near zero, and so do logarithms.
+It is kept at TABLE scales, evenly spaced in u = log(1 + scale), and a cubic spline in u through these gives it and its slope in
+between. `curve` finds the numbers with few model calls.
 """
 
 from __future__ import annotations
@@ -22,6 +9,8 @@ from __future__ import annotations
 import math
 
 import torch
+
+TABLE = 129
 
 
 def spread_knots(low: float, high: float, count: int) -> tuple[float, ...]:
@@ -31,28 +20,76 @@ def spread_knots(low: float, high: float, count: int) -> tuple[float, ...]:
     return (low, *map(math.expm1, inner), high)
 
 
-class Tabulated:
-    """N functions of one scale each, the mean squares of N gaps; differentiable. Within the knots' range only.
+def table_scales(low: float, high: float) -> list[float]:
+    """The TABLE scales from low > -1 to high, both included."""
+    inner = torch.linspace(math.log1p(low), math.log1p(high), TABLE, dtype=torch.float64).expm1().tolist()[1:-1]
+    return [low, *inner, high]
 
-    knots: [K], rising, above -1; products: [N, K, K], the means of the products of the gaps at each two knots.
+
+class Tabulated:
+    """N functions of one scale each, the mean squares of N gaps; differentiable. Within the table's range only.
+
+    knots: the profile's, of which the first and the last are the ends of the table; values: [N, TABLE].
     """
 
-    def __init__(self, knots: tuple[float, ...], products: torch.Tensor):
-        self.low, self.high = knots[0], knots[-1]
-        inverse = self._basis(torch.tensor(knots, dtype=torch.float64), len(knots)).inverse()  # [K, K]
-        self.products = (inverse @ products.to(torch.float64) @ inverse.T).to(torch.float32)  # of the polynomials' coefficients
+    def __init__(self, knots: tuple[float, ...], values: torch.Tensor):
+        self.low, self.high, self.values = knots[0], knots[-1], values
+        places = torch.arange(TABLE, dtype=torch.float64)
+        self.slopes = (values.to(torch.float64) @ spline_weights(places, places, slope=True).T).to(torch.float32)
 
     def __call__(self, scale: torch.Tensor, rows: torch.Tensor | slice = slice(None)) -> torch.Tensor:
         """Function rows[i] at scale[i]: [B]."""
-        products = self.products[rows]
-        basis = self._basis(scale, products.shape[1])
-        return torch.einsum("bk,bkl,bl->b", basis, products, basis)
-
-    def _basis(self, scale: torch.Tensor, count: int) -> torch.Tensor:
-        """Chebyshev polynomials T_0 .. T_{count-1} of log(1 + scale), mapped to -1..1: [B, count]."""
         start, end = math.log1p(self.low), math.log1p(self.high)
-        u = (2.0 * torch.log1p(scale) - start - end) / (end - start)
-        polynomials = [torch.ones_like(u), u]
-        while len(polynomials) < count:
-            polynomials.append(2.0 * u * polynomials[-1] - polynomials[-2])
-        return torch.stack(polynomials[:count], dim=-1)
+        position = (torch.log1p(scale) - start) * ((TABLE - 1) / (end - start))
+        left = position.detach().floor().long().clamp(0, TABLE - 2)
+        weights = _hermite(position - left)
+        own = torch.arange(len(self.values))[rows]
+        at = (self.values[own, left], self.slopes[own, left], self.values[own, left + 1], self.slopes[own, left + 1])
+        return sum(weight * number for weight, number in zip(weights, at, strict=True))
+
+
+def spline_weights(points: torch.Tensor, at: torch.Tensor, slope: bool = False) -> torch.Tensor:
+    """[T, K]: what the value at each point counts in a cubic spline, or in its slope, at T places [T]; all float64.
+
+    points: [K], K >= 3, rising from 0. The spline bends smoothly at its second and last but one point too ("not a knot"): through
+    three points it is a parabola, through four one cubic.
+    """
+    bends = points[2:-2] if len(points) > 3 else points[:0]
+
+    def basis(x: torch.Tensor, slope: bool = False) -> torch.Tensor:
+        powers = torch.arange(min(len(points), 4), dtype=torch.float64)
+        x, beyond = x[:, None] / points[-1], (x[:, None] - bends) / points[-1]
+        if slope:
+            parts = powers * x ** (powers - 1).clamp(min=0), 3 * beyond.clamp(min=0) ** 2
+            return torch.cat(parts, dim=1) / points[-1]
+        return torch.cat((x**powers, beyond.clamp(min=0) ** 3), dim=1)
+
+    return torch.linalg.solve(basis(points), basis(at, slope), left=False)
+
+
+def _hermite(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the left value, left slope, right value and right slope of an interval count at t of it, 0 to 1."""
+    s = 1 - t
+    return s * s * (1 + 2 * t), s * s * t, t * t * (1 + 2 * s), -t * t * s
+
+
+def squares_of_products(knots: tuple[float, ...], products: torch.Tensor) -> torch.Tensor:
+    """[N, TABLE], of an old profile, which kept the products [N, K, K] of the gaps at each two of K knots instead.
+
+    The gap is the polynomial in log(1 + scale) through its K values, so its mean square is never negative.
+    """
+    scales = torch.tensor(table_scales(knots[0], knots[-1]), dtype=torch.float64)
+    at_knots = _chebyshev(torch.tensor(knots, dtype=torch.float64), knots)
+    weights = (_chebyshev(scales, knots) @ at_knots.inverse()).to(torch.float64)
+    parts = [torch.einsum("tk,nkl,tl->nt", weights, part.to(torch.float64), weights) for part in products.split(256)]
+    return torch.cat(parts).to(torch.float32)
+
+
+def _chebyshev(scale: torch.Tensor, knots: tuple[float, ...]) -> torch.Tensor:
+    """Chebyshev polynomials T_0 .. T_{K-1} of log(1 + scale), mapped to -1..1: [T, K]."""
+    start, end = math.log1p(knots[0]), math.log1p(knots[-1])
+    u = (2.0 * torch.log1p(scale) - start - end) / (end - start)
+    polynomials = [torch.ones_like(u), u]
+    while len(polynomials) < len(knots):
+        polynomials.append(2.0 * u * polynomials[-1] - polynomials[-2])
+    return torch.stack(polynomials[: len(knots)], dim=-1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import comfy.sample
 import comfy.samplers
 import torch
+from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 
 from ..guidance import coordinates
@@ -15,6 +16,8 @@ from ..guidance.host_types import Conditioning, ModelSampling, Options
 from ..models.errors import AnnealingError
 from ..models.schedule import timestep_of_nsr
 from . import cads
+from .curve import GapCurve, tolerance
+from .knots import table_scales
 from .pictures import Picture, picture_seed
 from .profile import Entries, ProfileSettings, steps_of_grid
 
@@ -37,7 +40,7 @@ def measure_picture(
     for chunk in torch.arange(len(rows.timestep)).split(batch_size):
         part = _Rows(*(tensor[chunk] for tensor in vars(rows).values()))
         conditions = {"positive": cads.rows_of(perturbed, chunk), "clean": positive, "negative": negative}
-        probe = _Probe(part, settings.knots)
+        probe = _Probe(part, settings.knots, batch_size)
         guider = comfy.samplers.CFGGuider(model)
         guider.inner_set_conds(conditions)
         with torch.no_grad():
@@ -88,8 +91,8 @@ def _draw_rows(model: ModelPatcher, latent: torch.Tensor, settings: ProfileSetti
 class _Probe(comfy.samplers.Sampler):
     """A sampler in name: it sits where samplers sit, so that ComfyUI itself loads the model and prepares the conditions."""
 
-    def __init__(self, rows: _Rows, knots: tuple[float, ...]):
-        self.rows, self.knots = rows, knots
+    def __init__(self, rows: _Rows, knots: tuple[float, ...], batch_size: int):
+        self.rows, self.knots, self.batch_size = rows, knots, batch_size
         self.measured: tuple[torch.Tensor, ...] = ()
 
     def sample(
@@ -103,7 +106,7 @@ class _Probe(comfy.samplers.Sampler):
         denoise_mask: torch.Tensor | None = None,
         disable_pbar: bool = False,
     ) -> torch.Tensor:
-        """Fills `measured`: gap norm [B], first term's coefficients [B, 3], products of the gaps after the step [B, K, K]."""
+        """Fills `measured`: gap norm [B], first term's coefficients [B, 3], second term [B, TABLE]."""
         model_sampling, options = guider.model_patcher.get_model_object("model_sampling"), extra_args["model_options"]
         sigma, next_sigma = self.rows.sigma.to(noise.device), self.rows.next_sigma.to(noise.device)
 
@@ -115,15 +118,34 @@ class _Probe(comfy.samplers.Sampler):
         cond, uncond = predict("positive", x, sigma)
         gap_norm = coordinates.gap_norm(model_sampling, cond, uncond, sigma)
         first = first_term(model_sampling, cond, uncond, latent_image, sigma)
-        gaps_after = []
-        for knot in self.knots:
-            x_next = null_renoised(model_sampling, x, uncond + knot * (cond - uncond), uncond, sigma, next_sigma)
-            next_cond, next_uncond = predict("clean", x_next, next_sigma)
-            gaps_after.append(gap(model_sampling, next_cond, next_uncond, next_sigma))
-        gaps = torch.stack(gaps_after, dim=1)
-        second = torch.stack([(gaps * own[:, None]).mean(2) for own in gaps.unbind(1)], dim=1)
-        self.measured = gap_norm, first, second
+
+        def gaps_after(row: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+            """The gaps after the steps of these rows with these scales: [b, values], on the CPU, where there is room for them."""
+            own, w = [tensor[row] for tensor in (x, cond, uncond)], per_sample(scale, x)
+            guided = own[2] + w * (own[1] - own[2])
+            x_next = null_renoised(model_sampling, own[0], guided, own[2], sigma[row], next_sigma[row])
+            next_cond, next_uncond = predict("clean", x_next, next_sigma[row])
+            return gap(model_sampling, next_cond, next_uncond, next_sigma[row]).cpu()
+
+        curves = [GapCurve(tolerance(len(self.knots)), rounding(guider.inner_model)) for _ in sigma]
+        scales = torch.tensor(table_scales(self.knots[0], self.knots[-1]), dtype=torch.float32)
+        while wanted := [(row, index) for row, curve in enumerate(curves) for index in curve.wanted]:
+            rows, indices = torch.tensor(wanted).unbind(1)
+            parts = zip(rows.split(self.batch_size), scales[indices].split(self.batch_size), strict=True)
+            found = iter(torch.cat([gaps_after(row.to(x.device), scale.to(x.device)) for row, scale in parts]))
+            for curve in filter(lambda curve: curve.wanted, curves):
+                curve.take([next(found) for _ in curve.wanted])
+        self.measured = gap_norm, first, torch.stack([curve.mean_squares() for curve in curves])
         return noise
+
+
+def rounding(model: BaseModel) -> float:
+    """Root mean square, about, of what the precision that the model computes in leaves open in a gap's values.
+
+    The difference of two predictions of values near 1, each as exact as the last bit.
+    """
+    kind = model.manual_cast_dtype or model.get_dtype()
+    return 2 * torch.finfo(kind).eps if kind.is_floating_point else 0.0
 
 
 def first_term(

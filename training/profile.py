@@ -5,7 +5,7 @@ With the two predictions of a noised picture given, the scale w is one number, a
     (1 - lambda) mean((eps_w - eps)^2) + lambda mean(delta'^2)
 
 has a first term that is exactly quadratic in w and a second that is smooth in w: the first is kept as three coefficients, the
-second through the gaps at a few knots. Flow models have velocities in the place of the noise. Needs no ComfyUI; `shards` fills
+second as its values at a row of scales. Flow models have velocities in the place of the noise. Needs no ComfyUI; `shards` fills
 and keeps it.
 """
 
@@ -31,7 +31,9 @@ class ProfileSettings:
 
     training_grid: as in ScaleInfo: timesteps per step, or falling noise levels that end with 0.
     samples: entries per picture, each at another step of the grid as long as there are enough, with its own noise.
-    knots: rising scales, above -1, at which the second term is tabulated; the fitted scale stays between the first and the last.
+    knots: rising scales, above -1. The second term is tabulated from the first to the last, and the fitted scale stays between
+        them. Their number says how exactly: it is measured at about as many scales of each entry's own choice (`curve`).
+        Profiles in the old format were measured at just these.
     perturb: whether the conditional embeddings are perturbed (CADS) for the first term, as the paper does.
     """
 
@@ -48,7 +50,7 @@ class Entries:
 
     picture: [N] int64; timestep: [N], the network's; gap_norm: [N], L2, in the network's units, for a latent of the
     profile's reference_numel values; first: [N, 3], mean((eps_w - eps)^2) = first[0] + first[1] w + first[2] w^2;
-    second: [N, K, K], mean(delta'_i delta'_j) of the gaps after the null-renoised steps with the scales of each two knots.
+    second: [N, TABLE], mean(delta'^2) after the null-renoised steps with the table's scales (`knots.table_scales`).
     """
 
     picture: torch.Tensor

@@ -8,6 +8,7 @@ was measured is on disk, and processes on one machine or many may fill one folde
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -30,6 +31,7 @@ from comfy.model_patcher import ModelPatcher
 from ..guidance.host_types import Conditioning
 from ..models.errors import AnnealingError, in_words
 from ..models.whole_file import write_whole
+from .knots import TABLE, squares_of_products
 from .measure import measure_picture
 from .origin import Origin, origin_of
 from .pictures import Picture, require_whole_run
@@ -37,9 +39,10 @@ from .profile import Entries, Profile, ProfileSettings
 
 logger = logging.getLogger("annealing_guidance")
 
-FORMAT = "annealing-profile-shard/2"
+FORMAT = "annealing-profile-shard/3"
+OLD_FORMAT = "annealing-profile-shard/2"  # products of the gaps at the knots in the place of mean squares
 PICTURES_PER_SHARD = 64
-MAX_SHARD_BYTES = 256 * 2**20  # 64 pictures of 500 entries with 33 knots have 140 MB
+MAX_SHARD_BYTES = 256 * 2**20  # 64 pictures of 500 entries have 17 MB, in the old format with 33 knots 140 MB
 FIRST_BROKEN = 8  # so many pictures with NaN and none without: no use in going on
 _COLUMNS = [field.name for field in fields(Entries)]
 
@@ -291,22 +294,25 @@ def _read_shard(data: bytes) -> _Shard:
         raise ValueError(f"it is larger than {MAX_SHARD_BYTES // 2**20} MB")
     tensors = safetensors.torch.load(data)
     metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") not in (FORMAT, OLD_FORMAT):
         raise ValueError(f"its format is {str(metadata.get('format'))[:80]!r}, not {FORMAT}")
     if metadata.pop("sha256", None) != _checksum(metadata, tensors):
         raise ValueError("its contents do not have the checksum that was written with them")
     origin = Origin.from_metadata(metadata)
     numel = tensors.pop("numel")
     entries = Entries(**{name: tensors.pop(name) for name in _COLUMNS})
-    rows, knots = len(entries), len(origin.settings.knots)
+    rows, knots = len(entries), origin.settings.knots
+    is_old = metadata["format"] == OLD_FORMAT
     sizes = [tuple(column.shape) for column in vars(entries).values()]
-    if sizes != [(rows,), (rows,), (rows,), (rows, 3), (rows, knots, knots)]:
+    if sizes != [(rows,), (rows,), (rows,), (rows, 3), (rows, len(knots), len(knots)) if is_old else (rows, TABLE)]:
         raise ValueError(f"its table has other columns than this version's: {sizes}")
     types = [column.dtype for column in (numel, *vars(entries).values())]
     if types != [torch.int64, torch.int64, *[torch.float32] * 4] or numel.shape != (rows,):
         raise ValueError("its table has other kinds of numbers than this version's")
     if not ((numel > 0) & (numel < 2**40)).all() or not (entries.picture >= 0).all():
         raise ValueError("its pictures' numbers or sizes are impossible")
+    if is_old:
+        entries = dataclasses.replace(entries, second=squares_of_products(knots, entries.second))
     numbers, counts = entries.picture.unique_consecutive(return_counts=True)
     portions = torch.arange(rows).split(counts.tolist())
     pictures = {

@@ -36,6 +36,21 @@ def pack_module(name: str) -> ModuleType:
     return importlib.import_module(f"{PACK}.{name}")
 
 
+def counted(model) -> tuple:
+    """(a clone of a MODEL, a list of the rows of each of its evaluations, which grows)."""
+    import comfy.patcher_extension
+
+    rows: list[int] = []
+
+    def count(executor, inner_model, conditions, x, *args):
+        rows.append(len(conditions) * len(x))
+        return executor(inner_model, conditions, x, *args)
+
+    model = model.clone()
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "counted", count)
+    return model, rows
+
+
 def machine(device: str = "cpu") -> dict[str, str]:
     """What the figures were measured on. device: torch's name of the device that did the work."""
     import comfyui_version

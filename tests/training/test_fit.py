@@ -10,6 +10,7 @@ import two_points
 from annealing_guidance_pack.models.errors import AnnealingError
 from annealing_guidance_pack.models.scale_file import load_scale, save_scale
 from annealing_guidance_pack.training.fit import CHECK_EVERY, Fit, FitSettings, ProfileLoss, fit
+from annealing_guidance_pack.training.knots import table_scales
 from annealing_guidance_pack.training.pictures import given_pictures
 from annealing_guidance_pack.training.profile import Entries, Profile, ProfileSettings
 from annealing_guidance_pack.training.shards import measure
@@ -90,10 +91,10 @@ def test_the_scale_stays_inside_the_knots_even_where_the_loss_wants_to_leave(pro
 
 def test_the_loss_is_the_two_terms_and_has_a_slope_back_beyond_the_knots(profile):
     loss = ProfileLoss(profile.entries, profile.settings.knots, ratio=3.0)
-    rows, knot = torch.tensor([0, 5]), profile.settings.knots[2]
+    rows, knot = torch.tensor([0, 5]), table_scales(0.0, 4.0)[20]
     scale, guidance_lambda = torch.full((2,), knot), torch.tensor([0.25, 1.0])
     a, b, c = profile.entries.first[rows].unbind(1)
-    second = profile.entries.second[rows, 2, 2]
+    second = profile.entries.second[rows, 20]
     expected = (1 - guidance_lambda) * (a + b * knot + c * knot**2) + guidance_lambda * 3.0 * second
     torch.testing.assert_close(loss(scale, guidance_lambda, rows), expected)
     outside = torch.tensor([-0.5, 4.5], requires_grad=True)

@@ -116,7 +116,7 @@ def test_a_process_killed_at_any_moment_loses_nothing_that_it_told_as_done(tmp_p
 def fill_with_little_space(folder) -> None:
     import resource
 
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, 16_000))
     fill(folder)
 
 

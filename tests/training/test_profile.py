@@ -104,9 +104,7 @@ def test_both_terms_are_those_of_direct_evaluation_at_any_scale(kind):
         first_errors.append(abs(a + b * scale + c * scale**2 - first) / first)
         second_errors.append(abs(float(table[row]) - gap) / gap)
     assert max(first_errors) < 1e-5
-    second_errors = torch.tensor(second_errors)
-    assert second_errors.median() < 0.01
-    assert second_errors.quantile(0.95) < 0.05
+    assert max(second_errors) < 0.02
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "velocity"])
@@ -123,11 +121,13 @@ def test_the_same_seed_gives_the_same_table_whatever_the_batch_size(kind):
     assert not torch.equal(one.entries.gap_norm, other.entries.gap_norm)
 
 
-def test_only_forward_passes_are_made_two_rows_at_each_point():
-    few = pictures(2)
-    model, settings = two_points.two_point_model("epsilon"), settings_for("epsilon")
-    measure(model, few, two_points.NEGATIVE, settings)
-    assert model.model.diffusion_model.rows == 2 * settings.samples * 2 * (1 + len(settings.knots))
+def test_only_forward_passes_are_made_as_many_as_the_knots_say_on_average():
+    few = pictures(8)
+    for knots in (5, 9, 33):
+        model, settings = two_points.two_point_model("epsilon"), settings_for("epsilon", knots=spread_knots(0.0, 4.0, knots))
+        measure(model, few, two_points.NEGATIVE, settings)
+        points = model.model.diffusion_model.rows / (2 * len(few) * settings.samples) - 1
+        assert 5 <= points < 1.5 * knots
 
 
 def test_entries_of_a_picture_lie_on_different_steps_of_the_grid_and_never_on_the_last():
@@ -185,22 +185,3 @@ def test_it_measures_in_inference_mode_as_nodes_run():
     with torch.inference_mode():
         inside = measured("epsilon", count=2)
     assert torch.equal(inside.entries.second, measured("epsilon", count=2).entries.second)
-
-
-def test_the_mean_square_of_a_gap_is_met_between_its_knots_with_its_slope():
-    knots = spread_knots(0.0, 4.0, 9)
-
-    def gaps(scale: torch.Tensor) -> torch.Tensor:
-        """Two gaps of three values: one that passes near zero, where its mean square has a sharp bend, and one that fades."""
-        near_zero = torch.stack([scale - 1.5, 2.0 * (scale - 1.5), 0.01 + 0.0 * scale])
-        fading = torch.stack([torch.exp(-scale), 1.0 / (1.0 + scale), 0.3 + 0.0 * scale])
-        return torch.stack([near_zero, fading]).double()
-
-    at = gaps(torch.tensor(knots))
-    table = Tabulated(knots, at.mT @ at / 3)
-    scale = torch.tensor([1.45, 2.7], requires_grad=True)
-    exact = gaps(scale).square().mean(1).diagonal()
-    torch.testing.assert_close(table(scale).double(), exact, rtol=1e-3, atol=0)
-    own, slope = (torch.autograd.grad(values.sum(), scale)[0] for values in (table(scale), exact))
-    torch.testing.assert_close(own, slope, rtol=1e-3, atol=0)
-    torch.testing.assert_close(table(torch.tensor([knots[2]]), torch.tensor([1])).double(), at[1:, :, 2].square().mean(1))
