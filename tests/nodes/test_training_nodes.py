@@ -12,6 +12,7 @@ import torch
 import two_points
 from annealing_guidance_pack.models.errors import AnnealingError
 from annealing_guidance_pack.models.fixed_scale import FixedScale
+from annealing_guidance_pack.models.scale_model import PATHS
 from annealing_guidance_pack.models.scale_file import load_scale
 from annealing_guidance_pack.nodes import fitting, progress, scale, training
 from annealing_guidance_pack.nodes.fitting import AnnealingFit, AnnealingScaleSave
@@ -191,9 +192,9 @@ def test_no_name_leads_out_of_its_folder(name, scales_folder, tmp_path):
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_scheduler_gives_a_training_grid(kind, scheduler):
     grid = training_grid(two_points.two_point_model(kind).get_model_object("model_sampling"), 0, scheduler)
-    levels, following = steps_of_grid(kind, grid)
-    assert (following < levels).all() and (following > 0).all()
-    assert USUAL_STEPS[kind] - 2 <= len(levels) <= USUAL_STEPS[kind] + 1
+    nsr, following = steps_of_grid(PATHS[kind], grid)
+    assert (following < nsr).all() and (following > 0).all()
+    assert USUAL_STEPS[PATHS[kind]] - 2 <= len(nsr) <= USUAL_STEPS[PATHS[kind]] + 1
 
 
 def test_the_papers_grid_and_an_unknown_scheduler():

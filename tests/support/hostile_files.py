@@ -18,6 +18,7 @@ import two_points
 from annealing_guidance_pack.models import schedule
 from annealing_guidance_pack.models.errors import AnnealingError
 from annealing_guidance_pack.models.scale_file import load_scale, save_scale
+from annealing_guidance_pack.models.scale_model import PATHS
 from annealing_guidance_pack.training.pictures import given_pictures
 from annealing_guidance_pack.training.profile import ProfileSettings, steps_of_grid
 from annealing_guidance_pack.training.shards import load_folder, measure_into
@@ -346,5 +347,5 @@ class Readers:
         profile = load_folder(folder)
         with contextlib.suppress(AnnealingError):
             profile.require_usable()
-        steps_of_grid(profile.kind, profile.settings.training_grid)
+        steps_of_grid(PATHS[profile.kind], profile.settings.training_grid)
         return True

@@ -8,7 +8,7 @@ import pytest
 import torch
 import two_points
 from annealing_guidance_pack.models import schedule
-from annealing_guidance_pack.models.scale_model import ScaleInfo
+from annealing_guidance_pack.models.scale_model import PATHS, ScaleInfo
 from annealing_guidance_pack.training.knots import Tabulated, spread_knots
 from annealing_guidance_pack.training.pictures import given_pictures, picture_seed
 from annealing_guidance_pack.training.profile import Profile, ProfileSettings, steps_of_grid
@@ -44,7 +44,8 @@ class Direct:
     def __init__(self, kind: str, number: int, index: int, settings: ProfileSettings):
         latents, captions = two_points.pictures(PICTURES)
         self.identity = pictures(PICTURES)[number].identity
-        levels, next_levels = steps_of_grid(kind, settings.training_grid)
+        nsr, next_nsr = steps_of_grid(PATHS[kind], settings.training_grid)
+        levels, next_levels = (nsr, next_nsr) if kind == "epsilon" else (nsr / (1 + nsr), next_nsr / (1 + next_nsr))
         generator = torch.Generator().manual_seed(picture_seed(settings.seed, self.identity))
         step = torch.randperm(len(levels), generator=generator)[index]
         noise = torch.randn(settings.samples, *two_points.SHAPE, generator=generator)
@@ -160,10 +161,10 @@ def test_gap_norms_of_smaller_latents_are_given_for_the_usual_size():
 
 @pytest.mark.parametrize(("kind", "grid"), [("epsilon", 20), ("velocity", 20), ("velocity", FLOW_GRID), ("epsilon", 33)])
 def test_the_next_level_is_the_one_that_sampling_matches(kind, grid):
-    levels, next_levels = steps_of_grid(kind, grid)
+    nsr, next_nsr = steps_of_grid(PATHS[kind], grid)
     info = ScaleInfo("", kind, None, grid, "", "", "", "")
-    torch.testing.assert_close(schedule.next_on_training_grid(levels, info), next_levels)
-    assert (next_levels > 0).all()
+    torch.testing.assert_close(schedule.next_on_training_grid(nsr, info), next_nsr)
+    assert (next_nsr > 0).all()
 
 
 def test_a_raise_in_the_progress_callback_ends_the_measuring_and_leaves_the_model_usable():
