@@ -1,7 +1,8 @@
 """Annealing guidance beside another node: the same run in every arrangement, what went in and out of it, core's run to compare.
 
-Another node is a function from MODEL to MODEL. With a constant scale, annealing guidance is core's CFGGuider at that scale,
-so whatever the other node does there it must do here; with a learned scale, its formula must hold with the used scale.
+Another node is a function from MODEL to MODEL. Where every call has one CFG scale, annealing guidance is core's CFGGuider at
+that scale, so whatever the other node does there it must do here; with a learned scale, its formula must hold with the scale
+that was used.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Callable
+from unittest.mock import patch
 
 import comfy.samplers
 import pytest
 import torch
+from annealing_guidance_pack.guidance import strength
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
 from annealing_guidance_pack.guidance.patch import patch_model
 from annealing_guidance_pack.guidance.run import Guidance
@@ -26,7 +29,7 @@ from small_models import small_conditioning, small_latent, small_model
 Patch = Callable[[object], object]
 
 CFG = 3.0
-CONSTANT = Guidance(FixedScale("constant", CFG), renoise="null", match_training_steps=False)
+CONSTANT = Guidance(FixedScale("constant", CFG))
 LEARNED = Guidance(SmoothScale())
 # The other node before the Annealing Guider, before the Annealing Guidance patch, and after it.
 ARRANGEMENTS = ("guider", "patch last", "patch first")
@@ -98,6 +101,11 @@ class Scene:
     sampler: Callable[[], object] = lambda: comfy.samplers.sampler_object("euler")
     latent: torch.Tensor | None = None
     mask: torch.Tensor | None = None
+
+    def annealed_with_one_cfg(self, other: Patch, arrangement: str) -> Run:
+        """Guided by us, with CFG in the place of what the scale model and the step's size would give."""
+        with patch.object(strength, "cfg_scale", lambda level, scale, *_: torch.full_like(scale, CFG)):
+            return self.annealed(other, arrangement, CONSTANT)
 
     def annealed(self, other: Patch = nothing, arrangement: str = "guider", guidance: Guidance = LEARNED) -> Run:
         """Guided by us, beside the other node."""
@@ -199,11 +207,11 @@ def assert_both_act(scene: Scene, other: Patch = nothing, without: Scene | None 
     without: the scene without the other's work, where that is not in the model but in the conditionings or the latent.
     """
     without = without or scene
-    # With a constant scale: core's own guider at that scale, in every arrangement.
+    # With one CFG scale: core's own guider at that scale, in every arrangement.
     theirs = scene.plain(other)
     assert differ(theirs, without.plain_alone), "the other node does nothing in this scene"
     for arrangement in ARRANGEMENTS:
-        assert_close(scene.annealed(other, arrangement, CONSTANT).latent, theirs.latent)
+        assert_close(scene.annealed_with_one_cfg(other, arrangement).latent, theirs.latent)
     # With the learned scale: the order does not matter.
     both = scene.annealed(other)
     for arrangement in ARRANGEMENTS[1:]:
