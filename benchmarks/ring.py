@@ -159,7 +159,7 @@ class Ring:
         return guider
 
     def annealing(self, scale_model, guidance_lambda: float, **settings):
-        guidance = pack_module("guidance.step").Guidance(scale_model, guidance_lambda, **settings)
+        guidance = pack_module("guidance.run").Guidance(scale_model, guidance_lambda, **settings)
         return pack_module("guidance.guider").AnnealingCFGGuider(self.model, guidance)
 
     def methods(self, networks: dict) -> Iterator[tuple[str, float, object, object]]:

@@ -37,6 +37,7 @@ POINTS_PER_TIMESTEP = 4
 # A row of the table: the cell's lower level; what is interpolated in the cell (timestep, gap divisor, gap response, k of a training
 # step that leaves noise, k of one that leads to the picture), its slopes; and of the step: k, gain, whether it is the last, weights.
 _VALUES, _SLOPES, _K, _GAIN, _IS_LAST, _WEIGHTS = slice(1, 6), slice(6, 11), 11, 12, 13, slice(14, None)
+_K_ONWARDS, _K_TO_PICTURE = [4, 9], [5, 10]  # value and slope
 
 
 class Level(NamedTuple):
@@ -97,7 +98,9 @@ class Course:
         steps = _Steps(model_sampling, facts, sigmas, renoised)
         self._pauses = _Pauses(steps.pauses, device) if renoised and steps.pauses else None
         cells = _cells(model_sampling, info, steps)
-        self._starts = cells[:, 0].contiguous().to(device)
+        if not self._tracker:  # a cell's step is then the call's
+            cells[:, _K_ONWARDS] = torch.where(cells[:, _IS_LAST, None] > 0, cells[:, _K_TO_PICTURE], cells[:, _K_ONWARDS])
+        self._starts = cells[1:, 0].contiguous().to(device)
         self._cells = cells.to(device)
         self._first_levels = steps.levels[:-1].float().to(device)
         self.remembers = int((steps.weights[:, 1:] != 0).sum(1).max())
@@ -117,16 +120,17 @@ class Course:
         cells = self._cells[self._cell(sigma)]
         values = torch.addcmul(cells[:, _VALUES], cells[:, _SLOPES], (sigma - cells[:, 0]).unsqueeze(1))
         timestep, divisor, response, k_onwards, k_to_picture = values.unbind(1)
+        training_k = k_onwards
         if self._tracker:
             cells = self._cells[self._cell(self._tracker.start_of_step(sigma))]
-        training_k = torch.lerp(k_onwards, k_to_picture, cells[:, _IS_LAST])
+            training_k = torch.lerp(k_onwards, k_to_picture, cells[:, _IS_LAST])
         gain = cells[:, _GAIN]
         if self._pauses:
             gain = gain * self._pauses.moves(sigma)
         return Level(sigma, timestep, divisor, training_k, cells[:, _K], response, gain, cells[:, _WEIGHTS])
 
     def _cell(self, sigma: torch.Tensor) -> torch.Tensor:
-        return torch.bucketize(sigma, self._starts, right=True) - 1
+        return torch.bucketize(sigma, self._starts, right=True)
 
 
 class StepTracker:

@@ -38,9 +38,9 @@ def pull(scale: torch.Tensor, response: torch.Tensor, steps: torch.Tensor, sever
     A solver with several calls a step takes z of the gap and, seeing it shrink, leaves 1 - z + z^2/2 if it is of second order:
     so its z is the root of 1 - z + z^2/2 = (1 - w rho)^n, at most 1.
     """
-    share = (scale.abs() * response).clamp(LEAST_SHARE, LARGEST_SHARE)
-    together = -torch.expm1(steps * torch.log1p(-share))
+    left = (scale.abs() * -response).clamp(-LARGEST_SHARE, -LEAST_SHARE)  # by one step, less 1
+    together = torch.expm1(steps * torch.log1p(left))  # by all of them, less 1
     if several_calls:
-        together = together.clamp(max=0.5)
-        together = 2 * together / (1 + (1 - 2 * together).sqrt())
-    return scale * (together / share)
+        together = together.clamp(min=-0.5)
+        together = 2 * together / (1 + (1 + 2 * together).sqrt())
+    return scale * (together / left)

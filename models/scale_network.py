@@ -65,6 +65,9 @@ class ScaleNetwork(ScaleModel):
     """
 
     frequencies: torch.Tensor
+    least: torch.Tensor
+    largest: torch.Tensor
+    divisors: torch.Tensor
 
     def __init__(self, info: ScaleInfo, config: NetworkConfig | None = None):
         super().__init__(info)
@@ -74,19 +77,24 @@ class ScaleNetwork(ScaleModel):
             self.layers = torch.nn.ModuleList(
                 torch.nn.Linear(fan_in, fan_out, dtype=torch.float32) for fan_in, fan_out in pairwise(config.widths)
             )
-            self.register_buffer("frequencies", torch.tensor(config.frequencies, dtype=torch.float32), persistent=False)
+            self._constant("frequencies", config.frequencies)
+            # Of timestep, gap norm and lambda. Outside 0..1 the network is periodic in lambda: 2 would guide less than 1.
+            self._constant("least", (0.0, 0.0, 0.0))
+            self._constant("largest", (TIMESTEP_RANGE, config.max_gap_norm, 1.0))
+            self._constant("divisors", (TIMESTEP_RANGE, config.gap_divisor, 1.0))
 
     def forward(self, timestep: torch.Tensor, gap_norm: torch.Tensor, guidance_lambda: float | torch.Tensor) -> torch.Tensor:
         """See ScaleModel.forward. The scale lies within config.min_scale .. config.max_scale."""
         config, device = self.config, timestep.device
         self._move_to(device)
-        timesteps, gap_norms, lambdas = torch.broadcast_tensors(
-            timestep.to(torch.float32).reshape(-1).clamp(0, TIMESTEP_RANGE),
-            gap_norm.to(device, torch.float32).reshape(-1).nan_to_num(nan=config.max_gap_norm).clamp(0, config.max_gap_norm),
+        inputs = torch.broadcast_tensors(
+            timestep.to(torch.float32).reshape(-1),
+            gap_norm.to(device, torch.float32).reshape(-1),
             _lambda_tensor(guidance_lambda, device),
         )
         with _autocast_off(device.type):
-            inputs = torch.stack([timesteps / TIMESTEP_RANGE, gap_norms / config.gap_divisor, lambdas], dim=-1)
+            # All three at once, for on a GPU every operation counts. NaN becomes the largest, as infinity does.
+            inputs = torch.stack(inputs, dim=-1).nan_to_num(nan=torch.inf).clamp(self.least, self.largest) / self.divisors
             hidden = self._embed(inputs).flatten(1)
             for layer in self.layers[:-1]:
                 hidden = torch.relu(layer(hidden))
@@ -113,6 +121,10 @@ class ScaleNetwork(ScaleModel):
         x = x.unsqueeze(-1)
         return torch.cat([x, torch.cos(x * self.frequencies)], dim=-1)
 
+    def _constant(self, name: str, values: tuple[float, ...]) -> None:
+        """Moves with the network, and is not saved."""
+        self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
+
     def _move_to(self, device: torch.device) -> None:
         if self.frequencies.device != device:
             with torch.inference_mode(False):
@@ -120,15 +132,22 @@ class ScaleNetwork(ScaleModel):
 
 
 def _lambda_tensor(guidance_lambda: float | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """[1] or [B], within 0..1. Outside that range the network is periodic: lambda 2 would guide less than 1."""
+    """[1] or [B]."""
     if isinstance(guidance_lambda, torch.Tensor):
-        return guidance_lambda.to(device, torch.float32).reshape(-1).nan_to_num(nan=0.0).clamp(0, 1)
+        return guidance_lambda.to(device, torch.float32).reshape(-1)
     if math.isnan(guidance_lambda):
         raise AnnealingError("guidance_lambda is NaN, not a number from 0 to 1. Set it to a number, for example 0.4.")
-    return torch.full((1,), min(max(guidance_lambda, 0.0), 1.0), dtype=torch.float32, device=device)
+    return torch.full((1,), guidance_lambda, dtype=torch.float32, device=device)
 
 
 def _autocast_off(device_type: str) -> contextlib.AbstractContextManager[object]:
-    if torch.amp.is_autocast_available(device_type):
+    if torch.amp.is_autocast_available(device_type) and _autocast_is_on(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()
+
+
+def _autocast_is_on(device_type: str) -> bool:
+    try:
+        return torch.is_autocast_enabled(device_type)
+    except TypeError:  # PyTorch before 2.4 cannot say it of every kind of device
+        return True

@@ -49,7 +49,7 @@ class Demo:
         return guider
 
     def annealing(self, scale_model, guidance_lambda: float, model=None, **settings):
-        guidance = pack_module("guidance.step").Guidance(scale_model, guidance_lambda, **settings)
+        guidance = pack_module("guidance.run").Guidance(scale_model, guidance_lambda, **settings)
         return pack_module("guidance.guider").AnnealingCFGGuider(model or self.model, guidance)
 
     def pictures(self, guider, sampler, sigmas) -> Iterator[tuple]:

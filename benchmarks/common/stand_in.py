@@ -51,9 +51,9 @@ class StandIn:
 
     def annealing(self, **settings):
         """The Annealing Guider, with the live chart that its node gives it, received by nobody."""
-        step, live = pack_module("guidance.step"), pack_module("guidance.live")
+        run, live = pack_module("guidance.run"), pack_module("guidance.live")
         chart = live.LiveChart("1", lambda event, data: None, lambda text: None)
-        guidance = step.Guidance(self.scale, 0.4, **settings)
+        guidance = run.Guidance(self.scale, 0.4, **settings)
         return self._with_conditionings(pack_module("guidance.guider").AnnealingCFGGuider(self._model(), guidance, chart))
 
     def during_runs(self, guiders: list, sampler: str, body: Callable) -> None:

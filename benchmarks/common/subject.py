@@ -18,7 +18,7 @@ class Subject:
         import torch
 
         self.model, self.positive, self.negative, self.shape = model, positive, negative, shape
-        guidance, live = pack_module("guidance.step").Guidance(scale, 0.4), pack_module("guidance.live")
+        guidance, live = pack_module("guidance.run").Guidance(scale, 0.4), pack_module("guidance.live")
         chart = live.LiveChart("1", lambda event, data: None, lambda text: None)
         self.patched = pack_module("guidance.patch").patch_model(model, guidance, chart)[0]
         self.annealing = pack_module("guidance.guider").AnnealingCFGGuider(model, guidance, chart)
