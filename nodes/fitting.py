@@ -17,6 +17,7 @@ from ..models.scale_file import save_scale
 from ..plots.figure import picture_of, preview_of
 from ..plots.fit import fit_figure, loss_figure
 from ..training.fit import Check, FitSettings, fit
+from ..training.own_scale import fingerprint_text
 from .files import inside
 from .host import CATEGORY, TRAINING_ALIASES, where_known
 from .progress import duration_in_words, show_text
@@ -106,6 +107,7 @@ class AnnealingFit(io.ComfyNode):
             source="Fit Annealing Scale",
             licence=licence.strip() or "not stated",
             progress=_FitProgress(),
+            fingerprint=fingerprint_text(profile.model),
         )
         better = 100 * (1 - fitted.held_out_loss / fitted.constant_loss)
         show_text(
