@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from comfy.model_patcher import ModelPatcher
 from ..guidance import units
 from ..models.errors import AnnealingError
 from ..models.scale_file import load_info, load_scale
-from ..models.scale_model import Prediction
+from ..models.scale_model import Prediction, ScaleInfo
 from .fingerprint import Fingerprint, Samples, alike, base_of, merged_of
 
 logger = logging.getLogger("annealing_guidance")
@@ -58,8 +58,10 @@ def fingerprint_text(model: Fingerprint) -> str:
     return json.dumps(kept, separators=(",", ":"))
 
 
-def own_scale(model: ModelPatcher, files: Mapping[str, Path]) -> str | None:
+def own_scale(model: ModelPatcher, files: Mapping[str, Path], source: Callable[[str], bool] = lambda source: True) -> str | None:
     """Of the scale files (name: path) the newest that was trained on this very model and can be used with it: its name.
+
+    source: of which ScaleInfo.source it may be.
 
     Reads the files' headers, each once until it changes. Files that cannot be read, hold something else or do not say what they
     were trained on are passed over, and so is a scale of the model's other path (told in the log). Never raises for a file.
@@ -68,7 +70,7 @@ def own_scale(model: ModelPatcher, files: Mapping[str, Path]) -> str | None:
         kind = units.prediction_kind(model.get_model_object("model_sampling"))
     except AnnealingError:
         return None  # whoever samples it says why not
-    found: list[tuple[int, str, Prediction | None, _Checkpoint]] = []
+    found: list[tuple[int, str, ScaleInfo, _Checkpoint]] = []
     for name, path in files.items():
         try:
             state = path.stat()
@@ -76,13 +78,13 @@ def own_scale(model: ModelPatcher, files: Mapping[str, Path]) -> str | None:
             continue
         if path.suffix.lower() == ".safetensors" and stat.S_ISREG(state.st_mode):
             known = _known(path, state.st_mtime_ns, state.st_size)
-            if known is not None:
+            if known is not None and source(known[0].source):
                 found.append((state.st_mtime_ns, name, *known))
     if not found:
         return None
     this = _checkpoint_of(model)
-    for _, name, prediction, checkpoint in sorted(found, key=lambda one: one[:2], reverse=True):
-        if checkpoint.is_also(this) and _is_usable(name, files[name], prediction, kind):
+    for _, name, info, checkpoint in sorted(found, key=lambda one: one[:2], reverse=True):
+        if checkpoint.is_also(this) and _is_usable(name, files[name], info.prediction, kind):
             return name
     return None
 
@@ -113,11 +115,11 @@ def _checkpoint_of(model: ModelPatcher) -> _Checkpoint:
 
 
 @lru_cache(maxsize=4096)
-def _known(path: Path, modified: int, size: int) -> tuple[Prediction | None, _Checkpoint] | None:
+def _known(path: Path, modified: int, size: int) -> tuple[ScaleInfo, _Checkpoint] | None:
     """What a scale file of this time and size says of its model; None where it says nothing."""
     try:
         info = load_info(path)
-        return None if info.fingerprint is None else (info.prediction, _parsed(info.fingerprint))
+        return None if info.fingerprint is None else (info, _parsed(info.fingerprint))
     except (AnnealingError, LookupError, TypeError, ValueError, RecursionError) as error:
         logger.info("Passed over in the search for a model's own scale: %s: %s", path, str(error)[:300])
         return None

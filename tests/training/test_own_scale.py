@@ -29,7 +29,7 @@ from comfy_extras.nodes_model_merging import ModelAdd, ModelMergeSimple
 from scales import INFO, made_up_network
 from small_models import NAMES, small_model
 
-KIND = {"SD3": "velocity"}
+KIND = dict.fromkeys(["SD3", "Flux", "Qwen-Image"], "velocity")
 KEY = "diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"
 
 
