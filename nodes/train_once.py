@@ -34,7 +34,7 @@ _MODEL_FILES = ("ckpt_name", "unet_name", "model_name", "gguf_name")
 
 
 class AnnealingTrainScale(io.ComfyNode):
-    """Train Annealing Scale (once per model)."""
+    """Train Annealing Scale."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -42,10 +42,10 @@ class AnnealingTrainScale(io.ComfyNode):
             node_id="AnnealingTrainScale",
             display_name="Train Annealing Scale (once per model)",
             category=TRAINING_CATEGORY,
-            description="Trains a guidance scale for a model, with nothing to prepare: the model makes pictures from the prompts, "
-            "is measured on them, and the scale is fitted and saved in models/annealing_guidance/. Later runs load it at once, "
-            "and an Annealing Guider whose scale_model is unconnected finds it. Cancel at any time: the next run goes on from "
-            "there.",
+            description="Trains a guidance scale for a model, with nothing to prepare: the model makes pictures from the "
+            "prompts, is measured on them, and the scale is fitted and saved in models/annealing_guidance/. Later runs load it "
+            "at once, and an Annealing Guider whose scale_model is unconnected finds it. Cancel at any time: the next run goes "
+            "on from there.",
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="The model to train a scale for, as you sample it, with its LoRAs if any."),
@@ -125,7 +125,7 @@ class AnnealingTrainScale(io.ComfyNode):
             return _output(
                 network,
                 picture_of(lambda: map_figure(network, SHOWN_LAMBDAS, None)),
-                f"Loaded {path}, trained on this model before. To train again, give another name or delete the file",
+                f"Loaded {path.name}, trained on this model before. To train again, give another name or delete the file",
             )
         show_text("encoding the prompts, loading the model")
         profile = measure_own(profiles, model, clip, request, Pace())
