@@ -2,7 +2,7 @@
 
 The pack's own format is `annealing-scale/1`: a .safetensors file whose metadata (strings; numbers and lists as JSON) holds
 the network's sizes, normalisation and bounds (NetworkConfig) and what a guider must know (ScaleInfo, less the name, which
-is the file's). The authors' checkpoint.pt is read too.
+is the file's). ScaleInfo's facts with a default may be missing. The authors' checkpoint.pt is read too.
 
 Files come from strangers: a file is read once, up to a size limit, nothing in it is executed, and whatever it lacks or
 contradicts is an AnnealingError that says what is wrong and what to do.
@@ -31,7 +31,8 @@ from .whole_file import write_whole
 FORMAT = "annealing-scale/1"
 ZIP = b"PK"  # zipfile.is_zipfile raises on some damaged files
 MAX_FILE_BYTES = 16 * 2**20  # the authors' file has 0.6 MB
-MAX_WIDTH, MAX_DEPTH, MAX_FREQUENCIES, MAX_GRID = 1024, 16, 64, 10_000
+MAX_HEADER_BYTES = 2**20  # 10,000 sigmas have 0.2 MB
+MAX_WIDTH, MAX_DEPTH, MAX_FREQUENCIES, MAX_GRID, MAX_FINGERPRINT = 1024, 16, 64, 10_000, 16_384
 
 _GET_ANOTHER = "Choose another file, or download or train it again."
 _USE_THE_AUTHORS_OWN = "Use the authors' own checkpoint.pt, or a .safetensors scale."
@@ -46,6 +47,13 @@ def load_scale(path: str | os.PathLike[str]) -> ScaleNetwork:
     data = _read(path)
     network = _from_authors(data, path) if data.startswith(ZIP) else _from_safetensors(data, path)
     return network.eval()
+
+
+def load_info(path: str | os.PathLike[str]) -> ScaleInfo:
+    """What an annealing-scale/1 file says about its network, from its first bytes: whether the network can be used is not
+    looked at. Raises AnnealingError for every file whose header does not say it."""
+    path = Path(path)
+    return _info(_metadata(_read(path, MAX_HEADER_BYTES), path), path)
 
 
 def save_scale(model: ScaleModel, path: str | os.PathLike[str]) -> None:
@@ -73,18 +81,12 @@ def _metadata_of(model: ScaleNetwork) -> dict[str, str]:
     """Everything but the tensors, as strings."""
     values = {field.name: getattr(model.config, field.name) for field in fields(NetworkConfig)}
     values |= {field.name: getattr(model.info, field.name) for field in fields(ScaleInfo) if field.name != "name"}
-    return {"format": FORMAT} | {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+    known = {key: value for key, value in values.items() if value is not None}
+    return {"format": FORMAT} | {key: value if isinstance(value, str) else json.dumps(value) for key, value in known.items()}
 
 
 def _from_safetensors(data: bytes, path: Path) -> ScaleNetwork:
     tensors, metadata = _tensors_and_metadata(data, path)
-    info = ScaleInfo(
-        name=path.stem,
-        prediction=_choice(metadata, "prediction", ("epsilon", "velocity"), path),
-        reference_numel=_integer(metadata, "reference_numel", 1, 2**40, path),
-        training_grid=_training_grid(metadata, path),
-        **{key: _text(metadata, key, path) for key in ("trained_on", "source", "licence", "created_with")},
-    )
     config = NetworkConfig(
         hidden_width=_integer(metadata, "hidden_width", 1, MAX_WIDTH, path),
         depth=_integer(metadata, "depth", 0, MAX_DEPTH, path),
@@ -96,7 +98,27 @@ def _from_safetensors(data: bytes, path: Path) -> ScaleNetwork:
     )
     if config.min_scale >= config.max_scale:
         raise _unusable(path, f"its min_scale {config.min_scale:g} is not below its max_scale {config.max_scale:g}")
-    return _network(info, config, tensors, path)
+    return _network(_info(metadata, path), config, tensors, path)
+
+
+def _info(metadata: dict[str, str], path: Path) -> ScaleInfo:
+    info = ScaleInfo(
+        name=path.stem,
+        prediction=_choice(metadata, "prediction", ("epsilon", "velocity"), path),
+        reference_numel=_integer(metadata, "reference_numel", 1, 2**40, path),
+        training_grid=_training_grid(metadata, path),
+        **{key: _text(metadata, key, path) for key in ("trained_on", "source", "licence", "created_with")},
+        typical_gaps=_numbers(metadata, "typical_gaps", MAX_GRID, path) if "typical_gaps" in metadata else None,
+        fingerprint=_text(metadata, "fingerprint", path) if "fingerprint" in metadata else None,
+    )
+    if len(info.fingerprint or "") > MAX_FINGERPRINT:
+        raise _unusable(path, f"its fingerprint is longer than {MAX_FINGERPRINT} characters")
+    if info.typical_gaps is not None:
+        grid = info.training_grid
+        steps = 1000 // grid if isinstance(grid, int) else len(grid) - 1
+        if len(info.typical_gaps) != steps or min(info.typical_gaps) < 0:
+            raise _unusable(path, f"its typical_gaps are not one norm for each of the {steps} steps of its training_grid")
+    return info
 
 
 def _tensors_and_metadata(data: bytes, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -109,14 +131,26 @@ def _tensors_and_metadata(data: bytes, path: Path) -> tuple[dict[str, torch.Tens
             "it is neither a whole .safetensors file nor the authors' whole checkpoint "
             f"({str(error)[:200]}); it may be truncated, or of another format",
         ) from None
+    return tensors, _metadata(data, path)
+
+
+def _metadata(data: bytes, path: Path) -> dict[str, str]:
+    """The strings in the header of a file of this format, which `data` begins with."""
     length = int.from_bytes(data[:8], "little")
-    metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+    try:
+        header = json.loads(data[8 : 8 + length]) if 8 + length <= len(data) else None
+    except (ValueError, RecursionError):
+        header = None
+    header = header if isinstance(header, dict) else {"__metadata__": None}
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _unusable(path, "it does not begin like a .safetensors scale file")
     declared = metadata.get("format")
     if declared == FORMAT:
-        return tensors, metadata
+        return metadata
     if isinstance(declared, str) and declared.startswith("annealing-scale/"):
         raise _unusable(path, f"its format is {declared[:40]} and this version reads {FORMAT}", "Update Annealing Guidance.")
-    example = next(iter(tensors), "none at all")
+    example = next((key for key in header if key != "__metadata__"), "none at all")
     raise _unusable(
         path,
         f"it holds no annealing scale (no format {FORMAT} in its metadata; its tensors are named like {example[:80]!r})",
@@ -275,11 +309,11 @@ def _part(mapping: Any, key: str, path: Path) -> dict[str, Any]:
 # --- both ------------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> bytes:
-    """The whole file, at most MAX_FILE_BYTES; read once, so that it cannot change between checks."""
+def _read(path: Path, most: int = MAX_FILE_BYTES + 1) -> bytes:
+    """The file, or its first `most` bytes; read once, so that it cannot change between checks. At most MAX_FILE_BYTES."""
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+            data = file.read(most)
     except OSError as error:
         raise _unusable(path, f"it cannot be read ({in_words(error)})") from None
     if len(data) > MAX_FILE_BYTES:

@@ -25,6 +25,9 @@ class ScaleInfo:
     training_grid: the steps that the scale was trained for. An int is a number of timesteps per step on the
         1000-step schedule; a tuple holds descending sigmas in the model's own units and ends with 0.0.
     trained_on, source, licence, created_with: where it comes from, for people.
+    typical_gaps: median gap norm at each step of the training grid, from noise to picture, at reference_numel; None where
+        nobody measured it.
+    fingerprint: of the model that it was trained on, as `training.own_scale` writes and compares it; None: not known.
     """
 
     name: str
@@ -35,6 +38,8 @@ class ScaleInfo:
     source: str
     licence: str
     created_with: str
+    typical_gaps: tuple[float, ...] | None = None
+    fingerprint: str | None = None
 
     @property
     def path(self) -> Path | None:

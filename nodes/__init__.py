@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import fitting, guider, plots, sampling, scale, shapes, sweep, training
+from . import fitting, guider, plots, sampling, scale, shapes, sweep, train_once, training
 from .checked import checked
 
 # One line per topic, in the order of the menu.
@@ -12,6 +12,7 @@ NODES: list[type[io.ComfyNode]] = [
     *sampling.NODES,
     *sweep.NODES,
     *plots.NODES,
+    *train_once.NODES,
     *training.NODES,
     *fitting.NODES,
     *shapes.NODES,

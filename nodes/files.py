@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from pathlib import Path
 
-from ..models.errors import AnnealingError
+from ..models.errors import AnnealingError, in_words
 
 _NOT_IN_NAMES = set('<>:"|?*')  # Windows refuses them; : would also be a drive
 _DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{digit}" for port in ("COM", "LPT") for digit in "0123456789¹²³")}
@@ -32,3 +34,28 @@ def _is_plain(part: str) -> bool:
     """Whether every operating system takes it as the name of a file or folder, and shows it as it is."""
     is_device = part.partition(".")[0].strip().upper() in _DEVICES
     return part != "" and part == part.strip(" .") and part.isprintable() and not is_device and not _NOT_IN_NAMES & set(part)
+
+
+def numbered_files(prefix: Path) -> dict[int, Path]:
+    """Number to file of what is called `<prefix>_00001.safetensors`. Raises OSError where the folder cannot be read."""
+    if not prefix.parent.is_dir():
+        return {}
+    pattern = re.compile(re.escape(prefix.name) + r"_(\d+)\.safetensors", re.IGNORECASE)
+    return {int(match[1]): file for file in prefix.parent.iterdir() if (match := pattern.fullmatch(file.name))}
+
+
+def free_path(prefix: Path) -> Path:
+    """`<prefix>_00001.safetensors`, or the number after the highest that is there. The file is made, empty, so that no other
+    process takes the same name."""
+    try:
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(max(numbered_files(prefix), default=0) + 1):
+            path = prefix.with_name(f"{prefix.name}_{number:05d}.safetensors")
+            try:
+                path.touch(exist_ok=False)
+                return path
+            except FileExistsError:
+                continue
+    except OSError as error:
+        raise AnnealingError(f"No file can be made in {prefix.parent}: {in_words(error)}. Choose another name.") from error
+    raise AssertionError("itertools.count has no end")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import re
 import time
 from pathlib import Path
 
@@ -12,13 +10,14 @@ import comfy.utils
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..models.errors import AnnealingError, in_words
 from ..models.scale_file import save_scale
+from ..models.scale_model import ScaleModel
 from ..plots.figure import picture_of, preview_of
 from ..plots.fit import fit_figure, loss_figure
 from ..training.fit import Check, FitSettings, fit
-from .files import inside
-from .host import CATEGORY, TRAINING_ALIASES, where_known
+from ..training.own_scale import fingerprint_text
+from .files import free_path, inside
+from .host import TRAINING_ALIASES, TRAINING_CATEGORY, where_known
 from .progress import duration_in_words, show_text
 from .scale import FOLDER, AnnealingScale
 from .training import AnnealingProfile
@@ -34,7 +33,7 @@ class AnnealingFit(io.ComfyNode):
         return io.Schema(
             node_id="AnnealingFit",
             display_name="Fit Annealing Scale",
-            category=CATEGORY,
+            category=TRAINING_CATEGORY,
             description="Trains the scale network on a profile: seconds on the CPU, without the model. A part of the pictures is "
             "held out and decides when to stop.",
             inputs=[
@@ -105,7 +104,8 @@ class AnnealingFit(io.ComfyNode):
             trained_on=trained_on.strip() or "not stated",
             source="Fit Annealing Scale",
             licence=licence.strip() or "not stated",
-            progress=_FitProgress(),
+            progress=FitProgress(),
+            fingerprint=fingerprint_text(profile.model),
         )
         better = 100 * (1 - fitted.held_out_loss / fitted.constant_loss)
         show_text(
@@ -151,7 +151,7 @@ def _expert_fit_inputs() -> list[io.Input]:
     ]
 
 
-class _FitProgress:
+class FitProgress:
     """Moves the bar, shows the loss so far as a preview now and then, obeys Cancel."""
 
     def __init__(self) -> None:
@@ -175,7 +175,7 @@ class AnnealingScaleSave(io.ComfyNode):
         return io.Schema(
             node_id="AnnealingScaleSave",
             display_name="Save Annealing Scale",
-            category=CATEGORY,
+            category=TRAINING_CATEGORY,
             description="Saves a learned scale into models/annealing_guidance/, where Load Annealing Scale finds it (press R to "
             "refresh its list). Existing files are never overwritten.",
             is_output_node=True,
@@ -193,34 +193,27 @@ class AnnealingScaleSave(io.ComfyNode):
 
     @classmethod
     def execute(cls, scale_model, filename_prefix: str) -> io.NodeOutput:
-        path = _free_path(inside(folder_paths.get_folder_paths(FOLDER)[0], filename_prefix, "filename_prefix"))
-        try:
-            save_scale(scale_model, path)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
+        path = save_numbered(scale_model, filename_prefix, "filename_prefix")
         text = f"Saved as {path}"
         show_text(text)
         return io.NodeOutput(ui=ui.PreviewText(text))
 
 
-def _free_path(prefix: Path) -> Path:
-    """`<prefix>_00001.safetensors`, or the number after the highest that is there. The file is made, empty, so that no other
-    process takes the same name."""
+def save_numbered(scale_model: ScaleModel, name: str, title: str) -> Path:
+    """The scale as a new file `<name>_00001.safetensors`, or with a later number, in models/annealing_guidance/. title: as in
+    `inside`."""
+    path = free_path(scales_prefix(name, title))
     try:
-        prefix.parent.mkdir(parents=True, exist_ok=True)
-        pattern = re.compile(re.escape(prefix.name) + r"_(\d+)\.safetensors", re.IGNORECASE)
-        taken = [int(match[1]) for file in prefix.parent.iterdir() if (match := pattern.fullmatch(file.name))]
-        for number in itertools.count(max(taken, default=0) + 1):
-            path = prefix.with_name(f"{prefix.name}_{number:05d}.safetensors")
-            try:
-                path.touch(exist_ok=False)
-                return path
-            except FileExistsError:
-                continue
-    except OSError as error:
-        why = in_words(error)
-        raise AnnealingError(f"No file can be made in {prefix.parent}: {why}. Choose another filename_prefix.") from error
+        save_scale(scale_model, path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def scales_prefix(name: str, title: str) -> Path:
+    """Where files of that name begin in models/annealing_guidance/."""
+    return inside(folder_paths.get_folder_paths(FOLDER)[0], name, title)
 
 
 NODES = [AnnealingFit, AnnealingScaleSave]

@@ -9,6 +9,7 @@ from typing import Any
 # A folder of our own in the menu: ComfyUI moved its guiders from sampling/custom_sampling/ to model/sampling/, and following
 # either would scatter our nodes on the other.
 CATEGORY = "sampling/annealing guidance"
+TRAINING_CATEGORY = f"{CATEGORY}/training"
 TRAINING_ALIASES = ["train guidance", "train scale", "annealing guidance", "learned guidance scale", "profile"]
 
 

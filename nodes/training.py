@@ -16,7 +16,7 @@ from ..training.pictures import SampleSettings, empty_latent, given_pictures, sa
 from ..training.profile import Profile, ProfileSettings
 from ..training.shards import load_folder, measure_into
 from .files import inside
-from .host import CATEGORY, TRAINING_ALIASES, where_known
+from .host import TRAINING_ALIASES, TRAINING_CATEGORY, where_known
 from .progress import Pace, show_text
 
 PROFILES = "annealing_profiles"  # in ComfyUI's output folder
@@ -42,7 +42,7 @@ class AnnealingProfiler(io.ComfyNode):
         return io.Schema(
             node_id="AnnealingProfiler",
             display_name="Profile Guidance",
-            category=CATEGORY,
+            category=TRAINING_CATEGORY,
             description="Measures on captioned pictures how a model answers to guidance: all that Fit Annealing Scale needs. "
             "Only forward passes, with the memory that sampling takes. Stop it at any time: what was measured lies in "
             "output/annealing_profiles/, and the next run goes on from there.",
@@ -239,7 +239,7 @@ class AnnealingProfileLoader(io.ComfyNode):
         return io.Schema(
             node_id="AnnealingProfileLoader",
             display_name="Load Annealing Profile",
-            category=CATEGORY,
+            category=TRAINING_CATEGORY,
             description="Loads what Profile Guidance measured, without the model. Files of several machines that measured the "
             "same model with the same settings are merged: copy them into one folder.",
             inputs=[

@@ -22,6 +22,7 @@ from ..shapes.loader import VARIANTS
 from .console import PictureLine, fit_and_save
 from .fit import FitSettings
 from .grid import training_grid
+from .once import zeroed
 from .pictures import PictureMaker, SampleSettings, empty_latent
 from .profile import ProfileSettings
 from .shards import load_folder, measure_into, measured_pictures
@@ -180,17 +181,6 @@ def _measure_share(
 
         if pictures:
             measure_into(folder, loaded.model, pictures, negative, settings, options.batch_size, progress)
-
-
-def zeroed(conditioning: Conditioning) -> Conditioning:
-    """As ConditioningZeroOut makes it."""
-    return [
-        [
-            torch.zeros_like(sequence),
-            {k: torch.zeros_like(v) if k == "pooled_output" and v is not None else v for k, v in o.items()},
-        ]
-        for sequence, o in conditioning
-    ]
 
 
 def _bring_together(folder: Path, rank: int, world: int) -> None:

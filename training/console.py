@@ -10,7 +10,9 @@ import torch
 from ..models.scale_file import save_scale
 from ..models.scale_network import ScaleNetwork
 from .fit import Check, FitSettings, fit
+from .own_scale import fingerprint_text
 from .profile import Profile
+from .shards import MeasuredProfile
 
 SHOWN_LAMBDAS = (0.0, 0.4, 0.8)
 EVERY_S = 0.5
@@ -45,7 +47,7 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
-def fit_and_save(profile: Profile, settings: FitSettings, path: Path, **facts: str) -> ScaleNetwork:
+def fit_and_save(profile: MeasuredProfile, settings: FitSettings, path: Path, **facts: str) -> ScaleNetwork:
     """Fit, save, and print what came out. facts: trained_on, source, licence; the name is the file's.
 
     AnnealingError for an unusable profile, and for a file that cannot be written.
@@ -55,7 +57,7 @@ def fit_and_save(profile: Profile, settings: FitSettings, path: Path, **facts: s
     def progress(step: int, steps: int, history: list[Check]) -> None:
         print(f"\r{path.stem}: step {step}/{steps}, held-out loss {history[-1].held_out_loss:.6f} ", end="", flush=True)
 
-    result = fit(profile, settings, name=path.stem, progress=progress, **facts)
+    result = fit(profile, settings, name=path.stem, progress=progress, fingerprint=fingerprint_text(profile.model), **facts)
     save_scale(result.network, path)
     print(f"\r{path.stem}: fitted in {time.monotonic() - began:.0f} s, {path}")
     print(f"  held-out loss {result.held_out_loss:.6f}; the best constant scale for each lambda {result.constant_loss:.6f}")

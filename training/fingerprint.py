@@ -90,7 +90,7 @@ def alike(one: Samples, other: Samples, tolerance: float = TOLERANCE) -> bool:
         return False
     for mine, theirs in zip(one, other, strict=True):
         a, b = torch.tensor(mine, dtype=torch.float64), torch.tensor(theirs, dtype=torch.float64)
-        if float((a - b).norm()) > tolerance * float(b.norm()):
+        if not float((a - b).norm()) <= tolerance * float(b.norm()):  # so that NaN is like nothing
             return False
     return True
 
@@ -100,7 +100,8 @@ class Fingerprint:
     """A model as a profile's files remember it.
 
     architecture: class and a hash of the weights' names and shapes. weights, levels: samples of the weights and of the table
-    of noise levels. patches: hash of the weight patches, "" without any. sampling: the prediction's class names.
+    of noise levels. patches: hash of the weight patches, "" without any. sampling: the prediction's class names. merged: hash of
+    those patches that are another model's weights (the Model Merge nodes), "" without any.
     """
 
     architecture: str
@@ -108,6 +109,7 @@ class Fingerprint:
     patches: str
     sampling: str
     levels: Samples
+    merged: str = ""
 
     def differences(self, other: Fingerprint) -> list[str]:
         """What differs, as parts of a sentence; nothing where the two may be one and the same model."""
@@ -125,6 +127,23 @@ class Fingerprint:
 
 def fingerprint(model: ModelPatcher) -> Fingerprint:
     """Of a ComfyUI MODEL, loaded or not."""
+    architecture, samples = base_of(model)
+    model_sampling = model.get_model_object("model_sampling")
+    levels = [
+        torch.as_tensor(getattr(model_sampling, name)) for name in ("sigmas", "sigma_data") if hasattr(model_sampling, name)
+    ]
+    return Fingerprint(
+        architecture=architecture,
+        weights=samples,
+        patches=digest(dict(model.patches), PATCH_VALUES).hex()[:32] if model.patches else "",
+        sampling=" + ".join(base.__name__ for base in type(model_sampling).__mro__ if base.__module__ == "comfy.model_sampling"),
+        levels=samples_of(levels, 32),
+        merged=merged_of(model),
+    )
+
+
+def base_of(model: ModelPatcher) -> tuple[str, Samples]:
+    """(architecture, weights) of its Fingerprint: what LoRAs and nodes do not change."""
     inner = model.model
     weights = {name: weight for name, weight in inner.diffusion_model.named_parameters() if weight.numel() > 0}
     shapes = {name: list(weight.shape) for name, weight in weights.items()}
@@ -132,17 +151,19 @@ def fingerprint(model: ModelPatcher) -> Fingerprint:
     # Matrices first: norms and biases are much alike in all models, and merges leave them alone.
     matrices = [name for name in sorted(weights) if weights[name].ndim > 1] or sorted(weights)
     chosen = [matrices[i] for i in _spread(len(matrices), TENSORS).tolist()]
-    model_sampling = model.get_model_object("model_sampling")
-    levels = [
-        torch.as_tensor(getattr(model_sampling, name)) for name in ("sigmas", "sigma_data") if hasattr(model_sampling, name)
-    ]
-    return Fingerprint(
-        architecture=f"{type(inner).__name__} {named}",
-        weights=samples_of([_unpatched(model, f"diffusion_model.{name}", weights[name]) for name in chosen]),
-        patches=digest(dict(model.patches), PATCH_VALUES).hex()[:32] if model.patches else "",
-        sampling=" + ".join(base.__name__ for base in type(model_sampling).__mro__ if base.__module__ == "comfy.model_sampling"),
-        levels=samples_of(levels, 32),
-    )
+    samples = samples_of([_unpatched(model, f"diffusion_model.{name}", weights[name]) for name in chosen])
+    return f"{type(inner).__name__} {named}", samples
+
+
+def merged_of(model: ModelPatcher) -> str:
+    """`merged` of its Fingerprint."""
+    # ComfyUI keeps a weight of another model as a list, a LoRA's as an adapter or a tuple.
+    merges = {
+        key: several
+        for key, patches in model.patches.items()
+        if (several := [patch for patch in patches if isinstance(patch[1], list)])
+    }
+    return digest(merges, PATCH_VALUES).hex()[:32] if merges else ""
 
 
 def _unpatched(model: ModelPatcher, key: str, weight: torch.Tensor) -> torch.Tensor:

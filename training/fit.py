@@ -9,15 +9,17 @@ from typing import Literal, get_args
 
 import torch
 
+from ..models import schedule
 from ..models.errors import AnnealingError
-from ..models.scale_model import ScaleInfo
+from ..models.scale_model import PATHS, ScaleInfo
 from ..models.scale_network import NetworkConfig, ScaleNetwork
 from .knots import Tabulated
-from .profile import Entries, Profile
+from .profile import Entries, Profile, steps_of_grid
 
 LossBalance = Literal["auto", "none", "ratio"]
 LARGEST_RATIO = 1e4  # the follow-up's cap
 CHECK_EVERY = 100  # steps between two looks at the held-out pictures
+TYPICAL_ENTRIES = 8  # fewer at a step: those of its neighbours count too
 CHECKED_LAMBDAS = tuple(k / 10 for k in range(11))
 
 
@@ -103,11 +105,12 @@ def fit(
     source: str,
     licence: str,
     progress: Progress | None = None,
+    fingerprint: str | None = None,
 ) -> Fit:
     """Fit a scale network to a profile. The same profile and settings give the same network.
 
-    name, trained_on, source, licence: for the network's ScaleInfo. progress: called with (step, steps, history) at every
-    check; what it raises ends the fit. AnnealingError for a profile that no scale can be fitted to, or impossible settings.
+    name, trained_on, source, licence, fingerprint: for the network's ScaleInfo. progress: called with (step, steps, history) at
+    every check; what it raises ends the fit. AnnealingError for a profile that no scale can be fitted to, or impossible settings.
     """
     profile.require_usable()
     _require_settings(settings)
@@ -129,6 +132,8 @@ def fit(
             source=source,
             licence=licence,
             created_with=made,
+            typical_gaps=typical_gaps(profile),
+            fingerprint=fingerprint,
         )
         config = _config(entries, profile, settings)
         # Unbounded while it learns: a clamped scale has no gradient. The loss itself pulls it back.
@@ -138,6 +143,26 @@ def fit(
         network.load_state_dict(learner.state_dict())
         best = min(check.held_out_loss for check in history)
         return Fit(network.eval(), history, best, _best_constants(training, held_out))
+
+
+def typical_gaps(profile: Profile) -> tuple[float, ...]:
+    """For ScaleInfo: the median gap norm at each step of the training grid, of the entries nearest to it in time.
+
+    At the last step, which no profile measures, that is the median of the step before.
+    """
+    path = PATHS[profile.kind]
+    nsr, next_nsr = steps_of_grid(path, profile.settings.training_grid)
+    timesteps = schedule.timestep_of_nsr(path, torch.cat([nsr, next_nsr[-1:]]))
+    gaps = []
+    for timestep in timesteps:
+        away = profile.entries.timestep - timestep
+        nearest = away.abs() <= away.abs().kthvalue(min(TYPICAL_ENTRIES, len(away))).values + 0.5  # a step's entries all or none
+        away, norms = away[nearest], profile.entries.gap_norm[nearest]
+        centred, logs = away - away.mean(), norms.clamp(min=1e-12).log()
+        # Few entries lie to one side at the ends, so their median is moved along their own trend.
+        trend = (centred * logs).sum() / (centred * centred).sum().clamp(min=1e-6)
+        gaps.append(float(f"{(norms * torch.exp(-trend * away)).quantile(0.5):.5g}"))
+    return tuple(gaps)
 
 
 def _require_settings(settings: FitSettings) -> None:

@@ -63,7 +63,8 @@ class Origin:
             raise ValueError("its knots are not a few rising numbers")
         if any(type(settings[name]) is not kind for name, kind in (("samples", int), ("perturb", bool), ("seed", int))):
             raise ValueError("its settings are not what they should be")
-        if any(type(model[name]) is not str or not model[name].isprintable() for name in ("architecture", "patches", "sampling")):
+        texts = [model["architecture"], model["patches"], model["sampling"], model.get("merged", "")]
+        if any(type(text) is not str or not text.isprintable() for text in texts):
             raise ValueError("it does not say what model it was measured on")
         model["architecture"].split()[0]  # its class
         for samples in (facts["negative"], model["weights"], model["levels"]):

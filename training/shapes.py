@@ -14,8 +14,8 @@ from ..shapes.loader import VARIANTS, captioned_pictures, load_shapes
 from .console import PictureLine, fit_and_save
 from .fit import FitSettings, LossBalance
 from .pictures import Picture, given_pictures
-from .profile import Profile, ProfileSettings, TrainingGrid
-from .shards import measure, measure_into
+from .profile import ProfileSettings, TrainingGrid
+from .shards import MeasuredProfile, measure, measure_into
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "models" / "weights"
 # At lambda 0 the fitted scale is near 1 on any grid, so the grid sets the strength there, and the balance of the loss how far
@@ -43,7 +43,7 @@ def training_pictures(clip: Any, vae: Any, count: int, seed: int) -> list[Pictur
 
 def measure_shapes(
     variant: str, pictures: int, seed: int = 0, grid: TrainingGrid | None = None, folder: Path | None = None
-) -> Profile:
+) -> MeasuredProfile:
     """The profile of a Shapes model on a training grid (its own), kept in the folder if one is named.
 
     The negative is the empty prompt, which is zeros.
@@ -58,7 +58,7 @@ def measure_shapes(
     return measure_into(folder, *inputs, progress=line) if folder else measure(*inputs, progress=line)
 
 
-def fit_shapes(variant: str, profile: Profile, settings: FitSettings, folder: Path) -> None:
+def fit_shapes(variant: str, profile: MeasuredProfile, settings: FitSettings, folder: Path) -> None:
     """Fit, write `shapes_<variant>.safetensors` into the folder, and print what came out."""
     fit_and_save(
         profile,

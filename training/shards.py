@@ -31,6 +31,7 @@ from comfy.model_patcher import ModelPatcher
 from ..guidance.host_types import Conditioning
 from ..models.errors import AnnealingError, in_words
 from ..models.whole_file import write_whole
+from .fingerprint import Fingerprint
 from .knots import TABLE, squares_of_products
 from .measure import measure_picture
 from .origin import Origin, origin_of
@@ -55,7 +56,7 @@ def measure_into(
     settings: ProfileSettings,
     batch_size: int = 16,
     progress: Callable[[int, int], None] | None = None,
-) -> Profile:
+) -> MeasuredProfile:
     """Measure the pictures that the folder does not hold yet; the merged profile of all that it holds then.
 
     model: a ComfyUI MODEL, left as it was found, whatever happens. negative: one CONDITIONING for all.
@@ -105,13 +106,13 @@ def measure(
     settings: ProfileSettings,
     batch_size: int = 16,
     progress: Callable[[int, int], None] | None = None,
-) -> Profile:
+) -> MeasuredProfile:
     """`measure_into` a folder that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="annealing-profile-") as folder:
         return measure_into(folder, model, pictures, negative, settings, batch_size, progress)
 
 
-def load_folder(folder: str | os.PathLike[str]) -> Profile:
+def load_folder(folder: str | os.PathLike[str]) -> MeasuredProfile:
     """The merged profile of all shards in the folder and the folders in it.
 
     Broken shards are skipped and told in the log. AnnealingError for a folder without shards, or with shards of several origins.
@@ -129,6 +130,13 @@ def measured_pictures(
 def _precision(model: ModelPatcher) -> str:
     """What the model computes in: NaN in one precision says nothing about another."""
     return f"{model.model_dtype()}, {getattr(model.model, 'manual_cast_dtype', None)}"
+
+
+@dataclass(frozen=True)
+class MeasuredProfile(Profile):
+    """A profile that knows what it was measured on."""
+
+    model: Fingerprint
 
 
 @dataclass(frozen=True)
@@ -225,7 +233,7 @@ class _Folder:
         """Whether any picture is without NaN and infinity."""
         return any(picture.is_finite for shard in self._shards.values() for picture in shard.pictures.values())
 
-    def profile(self) -> Profile:
+    def profile(self) -> MeasuredProfile:
         """All of it merged: sorted by picture, each picture once, those with NaN left out."""
         self.read()
         pictures: dict[int, _Measured] = {}
@@ -245,7 +253,8 @@ class _Folder:
                 "it first."
             )
         numel = _most_frequent([picture.numel for picture in whole.values()])
-        return Profile(self.origin.kind, numel, self.origin.settings, Entries.joined(list(_at_size(whole.values(), numel))))
+        entries = Entries.joined(list(_at_size(whole.values(), numel)))
+        return MeasuredProfile(self.origin.kind, numel, self.origin.settings, entries, self.origin.model)
 
 
 def _most_frequent(values: list[int]) -> int:

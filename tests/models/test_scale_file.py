@@ -1,5 +1,6 @@
 """Scale files: the golden figures from both formats, and every way in which a file can be wrong."""
 
+import dataclasses
 import io
 import json
 import math
@@ -12,7 +13,7 @@ import safetensors.torch
 import torch
 from annealing_guidance_pack.models.errors import AnnealingError
 from annealing_guidance_pack.models.fixed_scale import FixedScale
-from annealing_guidance_pack.models.scale_file import FORMAT, MAX_FILE_BYTES, load_scale, save_scale
+from annealing_guidance_pack.models.scale_file import FORMAT, MAX_FILE_BYTES, MAX_HEADER_BYTES, load_info, load_scale, save_scale
 from annealing_guidance_pack.models.scale_model import ScaleInfo
 from annealing_guidance_pack.models.scale_network import NetworkConfig
 from hypothesis import given
@@ -95,6 +96,30 @@ def test_a_saved_network_comes_back_the_same(tmp_path, training_grid):
     assert read.info == info and read.config == config
     assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), read.state_dict().values(), strict=True))
     assert not read.training
+
+
+@pytest.mark.parametrize(("training_grid", "steps"), [(20, 50), (333, 3), ((14.6, 3.25, 0.5, 0.0), 3)])
+def test_what_a_file_may_know_of_its_model_comes_back_from_the_whole_file_and_from_its_header(tmp_path, training_grid, steps):
+    gaps = tuple(float(k) for k in range(steps))
+    info = dataclasses.replace(INFO, training_grid=training_grid, typical_gaps=gaps, fingerprint='{"weights":[[0.5]]}')
+    save_scale(made_up_network(info), tmp_path / "made_up.safetensors")
+    assert load_scale(tmp_path / "made_up.safetensors").info == info
+    assert load_info(tmp_path / "made_up.safetensors") == info
+    rewrite(tmp_path / "made_up.safetensors", drop=["typical_gaps", "fingerprint"])  # as files were before they knew it
+    assert load_info(tmp_path / "made_up.safetensors") == dataclasses.replace(INFO, training_grid=training_grid)
+
+
+def test_only_the_beginning_of_a_file_is_read_for_what_it_says(scale_file):
+    said = load_info(scale_file)
+    data = scale_file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    scale_file.write_bytes(data[: 8 + length])  # the network is gone
+    assert load_info(scale_file) == said
+    header = json.dumps({"__metadata__": {"format": FORMAT, "x": "y" * MAX_HEADER_BYTES}}).encode()
+    for spoilt in (data[: 7 + length], data[:5], b"", len(header).to_bytes(8, "little") + header, b"\xff" * 100):
+        scale_file.write_bytes(spoilt)
+        with pytest.raises(AnnealingError, match="cannot be used: .*\\.$"):
+            load_info(scale_file)
 
 
 def test_half_precision_weights_are_read_as_float32(scale_file):
@@ -202,6 +227,13 @@ def test_metadata_that_lacks_anything(scale_file, key):
         ("training_grid", "[1.0, 0.5]"),
         ("training_grid", "[1.0, NaN, 0.0]"),
         ("training_grid", json.dumps(list(range(20_000, -1, -1)))),
+        ("typical_gaps", "[1.0]"),
+        ("typical_gaps", "[]"),
+        ("typical_gaps", json.dumps([1.0] * 49 + [-1.0])),
+        ("typical_gaps", json.dumps([1.0] * 49 + [None])),
+        ("typical_gaps", "[" + "NaN," * 49 + "1.0]"),
+        ("fingerprint", ""),
+        ("fingerprint", "x" * 20_000),
         ("hidden_width", "999999999999"),
         ("hidden_width", "-1"),
         ("hidden_width", "9" * 5000),

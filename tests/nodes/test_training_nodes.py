@@ -20,6 +20,7 @@ from annealing_guidance_pack.nodes.shapes import ShapesDataset
 from annealing_guidance_pack.nodes.training import AnnealingProfileLoader, AnnealingProfiler
 from annealing_guidance_pack.shapes.loader import load_shapes
 from annealing_guidance_pack.training.grid import SCHEDULERS, USUAL_STEPS, training_grid
+from annealing_guidance_pack.training.own_scale import fingerprint_text
 from annealing_guidance_pack.training.profile import steps_of_grid
 from comfy_extras.nodes_dataset import MakeTrainingDataset
 from scales import made_up_network
@@ -236,6 +237,11 @@ def test_an_unknown_profile_is_refused_and_a_linked_name_is_left_to_the_run():
 
 
 # --- fitting ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_fit_remembers_the_model_and_its_usual_gaps(profile):
+    info = fitted(profile)[0].info
+    assert info.fingerprint == fingerprint_text(profile.model) and len(info.typical_gaps) == 50
 
 
 def test_the_fit_gives_a_scale_its_losses_and_a_picture(profile):

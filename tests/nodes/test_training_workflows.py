@@ -60,14 +60,14 @@ def test_the_demo_trains_a_scale_and_samples_with_it(server):
     assert "demo" in names["AnnealingProfileLoader"]["profile_name"][1]["options"]
 
 
-def test_the_workflow_to_adapt_trains_on_a_folder_of_pictures(server):
+def test_the_workflow_with_pictures_trains_on_a_folder_of_them(server):
     folder = Path(server.base) / "input" / "training_pictures"
     folder.mkdir(parents=True)
     pictures, captions = captioned_pictures(10, seed=5)
     for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         Image.fromarray((picture.numpy() * 255).round().astype(np.uint8)).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(caption, encoding="utf-8")
-    nodes = workflow("train_your_model", resized={"width": 128, "height": 128}, profile={"batch_size": 8}, fit=QUICK_FIT)
+    nodes = workflow("train_your_pictures", resized={"width": 128, "height": 128}, profile={"batch_size": 8}, fit=QUICK_FIT)
     # The demo in the place of the big model: the same three outputs.
     nodes["loader"] = {"class_type": "ShapesLoader", "inputs": {"variant": "epsilon"}}
     saved = run_workflow(server.address, nodes)
@@ -75,6 +75,25 @@ def test_the_workflow_to_adapt_trains_on_a_folder_of_pictures(server):
     profile = load_folder(folder_of(server, "your_model"))
     assert (len(profile.entries), profile.kind, profile.settings.training_grid) == (80, "epsilon", 20)
     assert load_scale(Path(server.base) / "models" / "annealing_guidance" / "your_model_00001.safetensors")
+
+
+def test_one_node_trains_a_scale_and_the_next_run_loads_it(server):
+    nodes = workflow("train_your_model", train={"effort": "quick", "name": "once"}, latent={"width": 128, "height": 128})
+    nodes["loader"] = {"class_type": "ShapesLoader", "inputs": {"variant": "flow"}}
+    nodes["prompt"]["inputs"]["text"] = "a red circle left of a green cross"
+    told: list[tuple[str, int]] = []
+    saved = run_workflow(server.address, nodes, lambda node, done, total: told.append((node, total)))
+    assert pixels(saved["plot"][0]).shape == (512, 1024, 3)  # the fit's plot
+    assert ("train", 32) in told and ("train", 2000) in told
+    path = Path(server.base) / "models" / "annealing_guidance" / "once_00001.safetensors"
+    scale = load_scale(path)
+    assert scale.info.prediction == "velocity" and scale.info.fingerprint and "32 pictures" in scale.info.created_with
+
+    told.clear()
+    nodes["train"]["inputs"] |= {"width": 128, "height": 128}  # what 0 means for the demo
+    saved = run_workflow(server.address, nodes, lambda node, done, total: told.append((node, total)))
+    assert not [total for node, total in told if node == "train"] and pixels(saved["plot"][0]).shape == (512, 1632, 3)
+    assert sorted(path.parent.glob("once_*")) == [path]
 
 
 def test_cancel_keeps_what_was_measured_and_the_next_run_goes_on(server):

@@ -8,7 +8,10 @@ from __future__ import annotations
 import comfy.cldm.cldm
 import comfy.controlnet
 import comfy.model_patcher
+import comfy.sd
+import comfy.sd1_clip
 import comfy.supported_models
+import comfy.supported_models_base
 import torch
 
 CPU = torch.device("cpu")
@@ -62,6 +65,40 @@ _MODELS = {
             "dtype": torch.float32,
         },
     ),
+    "Flux": (
+        comfy.supported_models.FluxSchnell,
+        {
+            "image_model": "flux",
+            "in_channels": 16,
+            "out_channels": 16,
+            "vec_in_dim": POOLED,
+            "context_in_dim": CONTEXT,
+            "hidden_size": 48,
+            "mlp_ratio": 2.0,
+            "num_heads": 2,
+            "depth": 1,
+            "depth_single_blocks": 1,
+            "axes_dim": [8, 8, 8],
+            "theta": 10_000,
+            "patch_size": 2,
+            "qkv_bias": True,
+            "guidance_embed": False,
+            "dtype": torch.float32,
+        },
+    ),
+    "Qwen-Image": (  # its latents have a frame: [B, 16, 1, H, W]
+        comfy.supported_models.QwenImage,
+        {
+            "image_model": "qwen_image",
+            "in_channels": 64,
+            "num_layers": 1,
+            "attention_head_dim": 24,
+            "num_attention_heads": 2,
+            "joint_attention_dim": CONTEXT,
+            "axes_dims_rope": (8, 8, 8),
+            "dtype": torch.float32,
+        },
+    ),
 }
 NAMES = tuple(_MODELS)
 
@@ -70,12 +107,12 @@ def small_model(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) ->
     """A MODEL of ComfyUI's own class with random weights, the same for the same seed; name: one of NAMES.
 
     dtype: of the weights; others than float32 are cast while computing, as ComfyUI does with 8-bit ones.
-    Latents of 4 channels (SD3: 16) and any even size from 8 x 8 (SD15 and SDXL: multiples of 4) up to 32 x 32.
+    Latents of 4 channels (SD3, Flux, Qwen-Image: 16) and any even size from 8 x 8 (SD15 and SDXL: multiples of 4) up to 32 x 32.
     """
     config_class, network = _MODELS[name]
     config = config_class(network)
     config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
-    if name != "SD3":  # fewer heads than the real ones, whose widths divide by 8 heads or by 64
+    if name.startswith("SD") and name != "SD3":  # fewer heads than the real ones, whose widths divide by 8 heads or by 64
         config.unet_config.update(num_heads=HEADS, num_head_channels=-1)
     model = config.get_model({}, "", device=CPU)
     _randomise(model.diffusion_model, seed)
@@ -91,7 +128,27 @@ def small_conditioning(seed: int, tokens: int = TOKENS, **options) -> list:
 
 def small_latent(name: str, batch: int = 1, size: int = 16) -> torch.Tensor:
     """An empty latent for the model, [batch, C, size, size]."""
-    return torch.zeros(batch, 16 if name == "SD3" else 4, size, size)
+    frames = [1] if name == "Qwen-Image" else []
+    return torch.zeros(batch, 4 if name.startswith("SD") and name != "SD3" else 16, *frames, size, size)
+
+
+class _SmallClip(comfy.sd1_clip.SD1ClipModel):
+    """SD 1.5's text encoder, shrunk; its pooled embedding padded to what the small models take."""
+
+    def encode_token_weights(self, token_weight_pairs):
+        sequence, pooled, *rest = super().encode_token_weights(token_weight_pairs)
+        return sequence, torch.nn.functional.pad(pooled, (0, max(POOLED - pooled.shape[-1], 0))), *rest
+
+
+def small_clip(width: int = CONTEXT, seed: int = 0) -> comfy.sd.CLIP:
+    """A CLIP with SD 1.5's tokenizer and random weights; with the default width it fits every small model."""
+    sizes = {"hidden_size": width, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 49408}
+    target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, _SmallClip)
+    clip = comfy.sd.CLIP(target, model_options={"clip_l_model_config": sizes, "dtype": torch.float32})
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in clip.cond_stage_model.parameters():
+        parameter.data.normal_(0, 0.2, generator=generator)
+    return clip
 
 
 def small_controlnet(seed: int = 0) -> comfy.controlnet.ControlNet:

@@ -8,7 +8,7 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
-NEEDS_A_CHECKPOINT = ("03_sdxl_annealing", "04_sdxl_fast", "train_your_model")
+NEEDS_A_CHECKPOINT = ("03_sdxl_annealing", "04_sdxl_fast", "train_your_model", "train_your_model_files", "train_your_pictures")
 NEEDS_NOTHING = tuple(name for name in NAMES if name not in NEEDS_A_CHECKPOINT)
 NOTES = ("MarkdownNote", "Note")  # only the interface knows them
 

@@ -30,6 +30,7 @@ ALLOWED = [
     r"(LICENSE|README\.md|CHANGELOG\.md|SECURITY\.md|__init__\.py|pyproject\.toml|requirements\.txt)",
     r"(guidance|models|nodes|plots|shapes|training)/[a-z_]+\.py",
     r"(models|shapes)/weights/[a-z_]+\.safetensors",
+    r"training/prompts\.txt",
     r"tools/train_scale\.py|tools/devkit/(__init__|in_process|torchvision_shim)\.py",
     r"docs/(\w+/)*\w+\.(md|png|jpg|svg)",
     r"web/.*\.(js|css|md|png|jpg|svg)",

@@ -103,6 +103,7 @@ def test_samples_are_compared_tensor_by_tensor():
     assert not alike([[100.0, 200.0], [1.0]], [[100.0, 200.0], [1.1]])
     assert not alike([[1.0]], [[1.0], [1.0]])
     assert alike([[0.0]], [[0.0]]) and not alike([[0.1]], [[0.0]])
+    assert not alike([[float("nan")]], [[1.0]]) and not alike([[1.0]], [[float("nan")]])
 
 
 def test_the_digest_takes_everything_in_but_type_of_numbers_and_device():

@@ -7,12 +7,15 @@ import dataclasses
 import pytest
 import torch
 import two_points
+from annealing_guidance_pack.models import schedule
 from annealing_guidance_pack.models.errors import AnnealingError
 from annealing_guidance_pack.models.scale_file import load_scale, save_scale
-from annealing_guidance_pack.training.fit import CHECK_EVERY, Fit, FitSettings, ProfileLoss, fit
+from annealing_guidance_pack.models.scale_model import PATHS
+from annealing_guidance_pack.training.fit import CHECK_EVERY, Fit, FitSettings, ProfileLoss, fit, typical_gaps
 from annealing_guidance_pack.training.knots import table_scales
+from annealing_guidance_pack.training.own_scale import fingerprint_text
 from annealing_guidance_pack.training.pictures import given_pictures
-from annealing_guidance_pack.training.profile import Entries, Profile, ProfileSettings
+from annealing_guidance_pack.training.profile import Entries, Profile, ProfileSettings, steps_of_grid
 from annealing_guidance_pack.training.shards import measure
 
 FACTS = {"name": "two_points", "trained_on": "two points", "source": "the tests", "licence": "Apache-2.0"}
@@ -61,6 +64,29 @@ def test_the_network_knows_what_it_was_fitted_to(profile, fitted):
     assert config.max_gap_norm == profile.entries.gap_norm.max()
     assert config.gap_divisor == pytest.approx(float(profile.entries.gap_norm.quantile(0.95)))
     assert (config.min_scale, config.max_scale) == (0.0, 4.0)
+
+
+def test_the_typical_gap_of_a_step_is_the_median_at_that_step(profile, fitted):
+    """Steps with fewer than 8 entries borrow from their neighbours; the last one is never measured."""
+    levels, next_levels = steps_of_grid(PATHS[profile.kind], profile.settings.training_grid)
+    gaps, entries = fitted.network.info.typical_gaps, profile.entries
+    assert len(gaps) == len(levels) + 1 and gaps[-1] == gaps[-2]
+    checked = 0
+    for level, gap in zip(levels, gaps, strict=False):
+        timestep = schedule.timestep_of_nsr(PATHS[profile.kind], level)
+        there = entries.gap_norm[(entries.timestep - timestep).abs() < 0.1]
+        if len(there) >= 8:
+            assert gap == pytest.approx(float(there.quantile(0.5)), rel=1e-4)
+            checked += 1
+    assert checked > 20
+    few = changed(profile, **vars(entries[torch.randperm(len(entries))[:64]]))
+    assert torch.tensor(typical_gaps(few)) == pytest.approx(torch.tensor(gaps), rel=0.5)
+
+
+def test_the_model_it_was_measured_on_is_remembered(profile):
+    assert fit(profile, dataclasses.replace(QUICK, steps=10), **FACTS).network.info.fingerprint is None
+    text = fingerprint_text(profile.model)
+    assert fit(profile, dataclasses.replace(QUICK, steps=10), **FACTS, fingerprint=text).network.info.fingerprint == text
 
 
 def test_it_is_saved_and_loaded_like_any_scale(fitted, tmp_path):

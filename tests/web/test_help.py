@@ -69,7 +69,9 @@ def test_each_input_is_told_with_its_range_its_default_and_its_choices():
             options = getattr(entry, "options", None) or []
             if len(options) <= SHORT_LIST and entry.id not in ("scale_name", "profile_name"):
                 assert all(str(option) in told for option in options), f"{node}.{entry.id}"
-            if isinstance(default, str) and default:
+            if isinstance(default, str) and "\n" in default:
+                assert told.endswith(f"default a list of {len(default.splitlines())}"), f"{node}.{entry.id}"
+            elif isinstance(default, str) and default:
                 assert told.endswith(f"default {default}"), f"{node}.{entry.id}"
 
 

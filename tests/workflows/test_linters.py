@@ -17,6 +17,9 @@ from templates import NAMES, api_format, template
 # What the user has: lists whose items lie on his disk.
 USERS_FILES = {
     ("CheckpointLoaderSimple", "ckpt_name"): ["sd_xl_base_1.0.safetensors", "your_model.safetensors"],
+    ("UNETLoader", "unet_name"): ["your_model.safetensors"],
+    ("CLIPLoader", "clip_name"): ["its_text_encoder.safetensors"],
+    ("VAELoader", "vae_name"): ["its_vae.safetensors"],
     ("LoadImageTextDataSetFromFolder", "folder"): ["training_pictures"],
 }
 

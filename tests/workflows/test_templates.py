@@ -12,6 +12,7 @@ from templates import FOLDER, NAMES, NEEDS_A_CHECKPOINT, NOTES, api_format, real
 
 THUMBNAIL_BYTES = 100_000
 API = FOLDER / "api"
+USERS_FILES = ("ckpt_name", "unet_name", "clip_name", "vae_name", "folder")  # lists of what the user has
 
 each_template = pytest.mark.parametrize("name", NAMES)
 
@@ -26,7 +27,10 @@ def test_the_templates_are_the_announced_ones():
         "06_lambda_sweep",
         "07_img2img_inpaint",
         "train_shapes",
+        "train_shapes_once",
         "train_your_model",
+        "train_your_model_files",
+        "train_your_pictures",
     )
     assert {path.stem for path in FOLDER.glob("*.jpg")} == set(NAMES)
 
@@ -113,7 +117,7 @@ def test_the_checkpoint_carries_the_address_it_can_be_downloaded_from(name):
     assert model["url"].endswith(model["name"])
 
 
-@pytest.mark.parametrize("name", ["train_shapes", "train_your_model"])
+@pytest.mark.parametrize("name", ["train_shapes", "train_your_model", "train_your_pictures"])
 def test_the_training_templates_are_the_api_workflows(name):
     """The same nodes with the same settings, wired alike, whatever the nodes are called."""
     assert _shape(api_format(template(name))) == _shape(json.loads((API / f"{name}.json").read_text(encoding="utf-8")))
@@ -142,7 +146,7 @@ def test_every_setting_is_one_that_the_running_comfyui_takes(name, object_info):
         assert offered.get("required", {}).keys() <= given, node["type"]
         assert given - {"control_after_generate"} <= inputs.keys(), node["type"]
         for setting, value in settings(node).items():
-            if setting != "control_after_generate" and setting not in ("ckpt_name", "folder"):
+            if setting != "control_after_generate" and setting not in USERS_FILES:
                 _check(node["type"], setting, value, *inputs[setting])
 
 
@@ -158,7 +162,8 @@ def _check(node: str, name: str, value: object, kind: object, options: dict | No
 
 
 def test_those_that_need_a_checkpoint_are_the_ones_that_load_one():
-    loads = {name for name in NAMES if any(node["type"] == "CheckpointLoaderSimple" for node in template(name)["nodes"])}
+    loaders = ("CheckpointLoaderSimple", "UNETLoader")
+    loads = {name for name in NAMES if any(node["type"] in loaders for node in template(name)["nodes"])}
     assert loads == set(NEEDS_A_CHECKPOINT)
 
 

@@ -42,7 +42,7 @@ class Workflow:
     thumbnail: list[str] = field(default_factory=list)
 
 
-def node(key: str, type: str, title: str | None = None, *, tall: int = 0, models=(), **settings: Any) -> Node:
+def node(key: str, type: str, title: str | None = None, /, *, tall: int = 0, models=(), **settings: Any) -> Node:
     if type in SEEDED:
         settings["control_after_generate"] = "fixed"
     return Node(key, type, title, tall, list(models), settings)

@@ -29,7 +29,7 @@ from .blocks import (
     zeroed_prompt,
 )
 from .description import Group, Node, Workflow, node, note
-from .training import train_shapes, train_your_model
+from .training import train_shapes, train_shapes_once, train_your_model, train_your_model_files, train_your_pictures
 
 
 def hello() -> Workflow:
@@ -355,4 +355,7 @@ def img2img_inpaint() -> Workflow:
     )
 
 
-ALL = [hello, compare, sdxl_annealing, sdxl_fast, ksampler_patch, lambda_sweep, img2img_inpaint, train_shapes, train_your_model]
+ALL = [
+    *(hello, compare, sdxl_annealing, sdxl_fast, ksampler_patch, lambda_sweep, img2img_inpaint),
+    *(train_shapes, train_shapes_once, train_your_model, train_your_model_files, train_your_pictures),
+]

@@ -14,8 +14,11 @@ from .blocks import (
     noise,
     null_renoising,
     paper_steps,
+    preview,
     prompt,
+    sampler,
     sampling,
+    usual_steps,
 )
 from .description import Group, Node, Workflow, node, note
 
@@ -137,8 +140,133 @@ def train_shapes() -> Workflow:
     )
 
 
+def train_once(effort: str, **settings) -> Node:
+    """With its own list of prompts, if none are given."""
+    return node(
+        "train",
+        "AnnealingTrainScale",
+        tall=520,
+        model=("loader", "MODEL"),
+        clip=("loader", "CLIP"),
+        width=0,
+        height=0,
+        effort=effort,
+        name="",
+        **settings,
+    )
+
+
+def once_plot(folder: str) -> Node:
+    return node("plot", "SaveImage", "The learned scale", tall=400, images=("train", "plot"), filename_prefix=f"{folder}/plot")
+
+
+def shapes_prompts(count: int = 32) -> str:
+    """Pairs of different shapes in different colours, every place alike."""
+    colours, shapes = ("red", "green", "blue", "yellow", "purple", "orange"), ("circle", "square", "triangle", "cross")
+    places = ("left of", "right of", "above", "below")
+    lines = []
+    for i in range(count):
+        one, other = colours[i % 6], colours[(i + 1 + i // 6 % 5) % 6]
+        first, second = shapes[i // 4 % 4], shapes[(i // 4 + 1 + i % 3) % 4]
+        lines.append(f"a {one} {first} {places[i % 4]} a {other} {second}")
+    return "\n".join(lines)
+
+
+def train_shapes_once() -> Workflow:
+    read = note("read", "Train a scale with one node", "train_shapes_once", 360)
+    loader = node("loader", "ShapesLoader", "The model to train a scale for", variant="epsilon")
+    return Workflow(
+        "train_shapes_once",
+        [
+            [
+                Group("Read me", [[read]], 380, READ),
+                Group("1  Train", [[loader, train_once("quick", prompts=shapes_prompts())]], 380, GUIDE),
+                Group("2  See what was learned", [[once_plot("train_shapes_once")]], 560, RESULT),
+            ],
+            [
+                Group(
+                    "3  Sample with it",
+                    [
+                        [prompt(), empty_prompt(), latent(), noise(1)],
+                        [annealing(scale_model=("train", "scale_model"))],
+                        [null_renoising(), paper_steps(20), sampling(), decode()],
+                        [
+                            node(
+                                "picture",
+                                "SaveImage",
+                                "Sampled with the learned scale",
+                                tall=400,
+                                images=("decoded", "IMAGE"),
+                                filename_prefix="train_shapes_once/picture",
+                            )
+                        ],
+                    ],
+                    340,
+                    RESULT,
+                ),
+            ],
+        ],
+        ["plot", "picture"],
+    )
+
+
 def train_your_model() -> Workflow:
-    read = note("read", "To adapt", "train_your_model", 380)
+    loader = node("loader", "CheckpointLoaderSimple", "Your model", ckpt_name="your_model.safetensors")
+    return _your_model("train_your_model", [loader], {})
+
+
+def train_your_model_files() -> Workflow:
+    loaders = [
+        node("loader", "UNETLoader", "Your diffusion model", unet_name="your_model.safetensors", weight_dtype="default"),
+        node(
+            "encoder",
+            "CLIPLoader",
+            "Its text encoder",
+            clip_name="its_text_encoder.safetensors",
+            type="qwen_image",
+            device="default",
+        ),
+        node("vae", "VAELoader", "Its VAE", vae_name="its_vae.safetensors"),
+    ]
+    links = {("loader", "CLIP"): ("encoder", "CLIP"), ("loader", "VAE"): ("vae", "VAE")}
+    return _your_model("train_your_model_files", loaders, links)
+
+
+def _your_model(name: str, loaders: list[Node], links: dict[tuple[str, str], tuple[str, str]]) -> Workflow:
+    """links: what takes the place of the checkpoint's text encoder and VAE."""
+    workflow = Workflow(
+        name,
+        [
+            [
+                Group("Read me", [[note("read", "Once per model", "train_your_model", 420)]], 400, READ),
+                Group("1  Your model", [loaders], 340, MODEL),
+                Group("2  Train", [[train_once("normal")]], 380, GUIDE),
+                Group("3  See what was learned", [[once_plot(name)]], 560, RESULT),
+            ],
+            [
+                Group(
+                    "4  Sample with it",
+                    [
+                        [prompt("a lighthouse in a storm"), empty_prompt(), latent(1024), noise(1)],
+                        [annealing(scale_model=("train", "scale_model"))],
+                        [sampler("euler"), usual_steps("simple", 20), sampling(), decode()],
+                        [preview("picture", ("decoded", "IMAGE"), "Sampled with the learned scale")],
+                    ],
+                    340,
+                    RESULT,
+                ),
+            ],
+        ],
+    )
+    for each in (each for row in workflow.rows for group in row for column in group.columns for each in column):
+        each.settings = {
+            key: links.get(value, value) if isinstance(value, tuple) else value for key, value in each.settings.items()
+        }
+    return workflow
+
+
+def train_your_pictures() -> Workflow:
+    read = note("read", "To adapt", "train_your_pictures", 380)
     pictures = node(
         "pictures",
         "LoadImageTextDataSetFromFolder",
@@ -158,7 +286,7 @@ def train_your_model() -> Workflow:
     loader = node("loader", "CheckpointLoaderSimple", "Your model", ckpt_name="your_model.safetensors")
     negative = node("negative", "CLIPTextEncode", "Negative, as you sample with it", tall=100, clip=("loader", "CLIP"), text="")
     return Workflow(
-        "train_your_model",
+        "train_your_pictures",
         [
             [
                 Group("Read me", [[read]], 400, READ),
@@ -171,7 +299,10 @@ def train_your_model() -> Workflow:
                 Group("2  Measure", [[profiler("your_model", 0, 8, 1, 1024)]], 340, GUIDE),
                 Group("3  Fit", [[fit("your model, on your pictures", "")]], 340, GUIDE),
                 Group(
-                    "4  Save, and see what was learned", [[scale_file("your_model"), fit_plot("train_your_model")]], 560, RESULT
+                    "4  Save, and see what was learned",
+                    [[scale_file("your_model"), fit_plot("train_your_pictures")]],
+                    560,
+                    RESULT,
                 ),
             ]
         ],
