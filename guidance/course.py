@@ -103,6 +103,7 @@ class Course:
         self._starts = cells[1:, 0].contiguous().to(device)
         self._cells = cells.to(device)
         self._first_levels = steps.levels[:-1].float().to(device)
+        self.steps = len(steps.k)
         self.remembers = int((steps.weights[:, 1:] != 0).sum(1).max())
 
     def of_steps(self) -> Level:

@@ -97,6 +97,12 @@ def model_name(model_patcher: ModelPatcher) -> str:
     return f"{words} inpainting" if "masked_image" in getattr(model, "concat_keys", ()) else words
 
 
+class NoScaleError(AnnealingError):
+    """No scale belongs to the model's family."""
+
+    __module__ = AnnealingError.__module__  # ComfyUI shows the type to the user
+
+
 def default_scale_name(model_patcher: ModelPatcher) -> str:
     """The name of the family's own scale, as the loader lists it.
 
@@ -120,9 +126,10 @@ def default_scale_name(model_patcher: ModelPatcher) -> str:
         why = "it has SDXL's network, but was trained anew on other latents and noise levels (EDM), where SDXL's scale is wrong"
     else:
         return catalogue.OFFICIAL_SDXL.name
-    raise AnnealingError(
+    raise NoScaleError(
         f"scale_model is not connected, and no annealing scale is known for this model ({model_name(model_patcher)}): {why}. "
-        "Connect Load Annealing Scale with a scale made for this model, train one for it, or connect Fixed Scale."
+        "Set cfg to the CFG that you use with this model: it is then guided without a trained scale. Or train one with Train "
+        "Annealing Scale, once per model; or connect Load Annealing Scale with one that was made for this model."
     )
 
 
@@ -141,8 +148,8 @@ def remarks(model_patcher: ModelPatcher, info: ScaleInfo) -> list[str]:
         )
     if why := _spent_guidance(model_patcher, sampling):
         found.append(
-            f"{why}: it is made for CFG 1 to 2, far less than a learned scale is trained for. Sample it with CFGGuider or "
-            "KSampler, or connect a low Fixed Scale, about 0.1."
+            f"{why}: it is made for CFG 1 to 2, far less than a learned scale is trained for. Set cfg to that, or sample it with "
+            "CFGGuider or KSampler."
         )
     return found
 

@@ -48,13 +48,13 @@ class AnnealingCFGGuider(comfy.samplers.CFGGuider):
         """One run of the sampler; ComfyUI calls it with the model loaded."""
         # Guiders are cached between runs: everything that belongs to a run begins and ends here.
         shapes = kwargs.get("latent_shapes")
-        with guided_run(self.guidance, self.trace, self.live, self, sampler, noise, sigmas, shapes) as run:
-            self.run = run
-            try:
+        try:
+            with guided_run(self.guidance, self.trace, self.live, self, sampler, noise, sigmas, shapes) as run:
+                self.run = run
                 output = super().outer_sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
-            finally:
-                self.run = None
-            run.made(output)
+                run.made(output)
+        finally:
+            self.run = None
         return output
 
     def predict_noise(

@@ -6,15 +6,19 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
 
 import comfy.samplers
+import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ..models import schedule
 from ..models.errors import AnnealingError
 from ..models.scale_model import ScaleModel
 from . import coordinates, renoising, samplers, strength
 from .course import Course, Level
+from .coverage import per_sample
 from .delivery import Delivery
 from .extent import GapExtent, has_frames_on_batch
 from .host_types import Sampler
@@ -23,18 +27,29 @@ from .trace import AnnealingTrace, GuidedCall, RunTrace
 
 logger = logging.getLogger("annealing_guidance")
 
+Projection = Literal["auto", "on", "off"]
+PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
+LARGEST_CFG = 100.0
+FEW_STEPS, MANY_STEPS = 8, 28
+# A scale whose run amounts to less than this above CFG 1 has no course that could be stretched.
+LEAST_ABOVE_ONE = 0.02
+
 
 @dataclass(frozen=True)
 class Guidance:
     """What the user asked for; AnnealingError for what the host lets through though no widget offers it.
 
     guidance_lambda: 0 (sample quality) .. 1 (prompt alignment), or one per sample [B].
+    cfg: the ordinary CFG that the guidance is as strong as, on average over a run, 1 .. LARGEST_CFG; 0: as trained.
+    projection: guide only across the conditional prediction; auto: as the scale was trained.
     """
 
     scale_model: ScaleModel
     guidance_lambda: float | torch.Tensor = 0.4
     renoise: renoising.Renoise = "auto"
     match_training_steps: bool = True
+    cfg: float = 0.0
+    projection: Projection = "auto"
 
     def __post_init__(self) -> None:
         if self.renoise not in renoising.CHOICES:
@@ -42,6 +57,18 @@ class Guidance:
         lambdas = torch.as_tensor(self.guidance_lambda)
         if not ((lambdas >= 0) & (lambdas <= 1)).all():
             raise AnnealingError(f"guidance_lambda is {self.guidance_lambda}. Set it to a number from 0 to 1.")
+        if not (self.cfg == 0 or 1 <= self.cfg <= LARGEST_CFG):
+            raise AnnealingError(
+                f"cfg is {self.cfg}. Set it to the CFG that you would use, from 1 (no guidance) to {LARGEST_CFG:g}, or to 0 for the "
+                "strength that the scale was trained with."
+            )
+        if self.projection not in PROJECTIONS:
+            raise AnnealingError(f'projection is "{self.projection}". Choose one of: {", ".join(PROJECTIONS)}.')
+
+    @property
+    def projects(self) -> bool:
+        """Whether the guidance goes only across the conditional prediction."""
+        return self.projection == "on" or (self.projection == "auto" and self.scale_model.info.projection)
 
 
 class GuidedRun:
@@ -71,8 +98,8 @@ class GuidedRun:
         self.trace: RunTrace | None = None
         self.live: LiveChart | None = None
         self.folded = renoised == 0
-        self.advice = renoising.advice(guidance.renoise, facts, model_sampling)
         self.course = Course(model_sampling, guidance.scale_model.info, facts, sigmas, renoised, patcher.load_device)
+        self.advice = [*renoising.advice(guidance.renoise, facts, model_sampling), *self._few_steps()]
         self.deliver = Delivery(renoised > 0, 0 if renoised else self.course.remembers)
         self.extent = GapExtent(latent_shapes or [noise.shape], frames_on_batch)
         self.extent.follow_mask(guider.model_options)
@@ -83,15 +110,41 @@ class GuidedRun:
         if isinstance(self.guidance_lambda, torch.Tensor):
             _require_one_lambda_per_sample(self.guidance_lambda.numel(), noise.shape[0])
             self.guidance_lambda = self.guidance_lambda.to(patcher.load_device)
+        self.stretch = self._stretch() if guidance.cfg else None
 
     def guide(self, cond: torch.Tensor, uncond: torch.Tensor, sigma: torch.Tensor) -> tuple[Level, GuidedCall]:
         """Of a pair of denoised predictions [B, ...] at sigma [B]: where on the way they are, and the scale of each sample."""
-        level = self.course.at(sigma.to(torch.float32))
-        gap_norm = self.extent.gap_norm(cond, uncond, self.guidance.scale_model.info.reference_numel) / level.divisor
+        level, info = self.course.at(sigma.to(torch.float32)), self.guidance.scale_model.info
+        gap_norm = self.extent.gap_norm(cond, uncond, info.reference_numel)
+        if info.projection:
+            gap_norm = self.extent.gap_norm(cond, self.across(cond, uncond), info.reference_numel)
+        gap_norm = gap_norm / level.divisor
         with torch.no_grad():
             scale = self.guidance.scale_model(level.timestep, gap_norm, self.guidance_lambda)
         cfg_scale = strength.cfg_scale(level, scale, self.guidance.match_training_steps, self.several_calls)
+        if self.stretch:
+            cfg_scale = torch.addcmul(self.stretch.offset, self.stretch.factor, cfg_scale)
         return level, GuidedCall(level.sigma, level.timestep, gap_norm, scale, cfg_scale, None)
+
+    def across(self, cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
+        """The prediction whose gap to `cond` is the part of the gap across it: D_c - delta_perp, shaped as both [B, ...].
+
+        delta_perp = delta - (<delta, D_c> / <D_c, D_c>) D_c, over the values that count; APG (arXiv 2410.02416) with eta 0. After
+        a gap_norm, which prepares what counts.
+        """
+        share = self.extent.product(cond - uncond, cond) / self.extent.product(cond, cond)
+        return uncond + per_sample(share.nan_to_num(0.0), cond).to(cond.dtype) * cond
+
+    def _few_steps(self) -> list[str]:
+        """A sentence where so few steps speak of a model that was made for few, which wants hardly any guidance."""
+        info = self.guidance.scale_model.info
+        trained = len(schedule.levels_of_grid(info.training_grid, info.path or "ve"))
+        if self.guidance.cfg or self.course.steps > FEW_STEPS or trained < MANY_STEPS:
+            return []
+        return [
+            f'This run has {self.course.steps} steps, and the scale "{info.name}" was made for {trained}. A model made for few steps '
+            "(turbo, lightning, LCM) wants hardly any guidance: set cfg to 1 to 2 there."
+        ]
 
     def record(self, call: GuidedCall) -> None:
         """Keep what was used, and show it. No waiting for the device."""
@@ -110,18 +163,43 @@ class GuidedRun:
 
         Tools read it as `guider.cfg` (detail tools scale by it). Reads values, so it belongs before the run.
         """
-        levels = self.course.of_steps()
-        scale_model, norms = self.guidance.scale_model, usual_gap_norms(self.guidance.scale_model, levels.timestep)
-        lambdas = torch.as_tensor(self.guidance_lambda, device=levels.sigma.device).reshape(-1)
-        scales = torch.stack(
-            [scale_model(levels.timestep, norm, value) for norm in norms for value in lambdas.unique()]
-        )
-        cfg = strength.cfg_scale(levels, scales, self.guidance.match_training_steps, self.several_calls)
-        return float(cfg.mean())
+        return self.guidance.cfg or float(self._usual_cfg().mean())
+
+    def _usual_cfg(self) -> torch.Tensor:
+        """What the run would amount to in CFG as trained, for each lambda [L], on average over its steps and usual gaps."""
+        levels, scale_model = self.course.of_steps(), self.guidance.scale_model
+        norms = usual_gap_norms(scale_model, levels.timestep)
+        means = []
+        with torch.no_grad():
+            for value in torch.as_tensor(self.guidance_lambda, dtype=torch.float32).reshape(-1).tolist():
+                scales = torch.stack([scale_model(levels.timestep, norm, value) for norm in norms])
+                cfg = strength.cfg_scale(levels, scales, self.guidance.match_training_steps, self.several_calls)
+                means.append(cfg.mean())
+        return torch.stack(means)
+
+    def _stretch(self) -> Stretch:
+        """What makes the run amount to the cfg that was asked for: the course's distance from no guidance is scaled."""
+        usual, asked = self._usual_cfg(), self.guidance.cfg
+        above_one = usual - 1
+        factor = torch.where(above_one > LEAST_ABOVE_ONE, (asked - 1) / above_one, 0.0)
+        return Stretch(factor, torch.where(above_one > LEAST_ABOVE_ONE, 1 - factor, asked))
+
+
+class Stretch(NamedTuple):
+    """cfg_scale' = offset + factor cfg_scale, for each sample or for all: [B] or [1]."""
+
+    factor: torch.Tensor
+    offset: torch.Tensor
 
 
 def usual_gap_norms(scale_model: ScaleModel, timestep: torch.Tensor) -> list[torch.Tensor]:
     """Gap norms [T] that runs meet at these timesteps: those that the scale's file names, else some around its gap divisor."""
+    info = scale_model.info
+    if info.typical_gaps and info.path:
+        nsr = schedule.levels_of_grid(info.training_grid, info.path)
+        known = schedule.timestep_of_nsr(info.path, nsr).flip(0).tolist()
+        norms = np.interp(timestep.tolist(), known, info.typical_gaps[::-1])
+        return [torch.tensor(norms, dtype=torch.float32, device=timestep.device)]
     divisor = getattr(getattr(scale_model, "config", None), "gap_divisor", 5.0)
     return [torch.full_like(timestep, divisor * times) for times in (0.5, 1.0, 2.0, 4.0)]
 
@@ -146,16 +224,13 @@ def guided_run(
     if run.live:
         lambdas = torch.as_tensor(guidance.guidance_lambda).reshape(-1).tolist()
         run.live.begin(recorded.run_id, len(sigmas) - 1, run.folded, lambdas)
-    asked, guider.cfg = guider.cfg, run.expected_cfg()
-    try:
-        yield run
-        # The only wait for the device, after the last step.
-        if run.live:
-            run.live.finish(_summary(recorded, run.advice))
-        for sentence in recorded.warnings():
-            logger.warning("Annealing guidance: %s", sentence)
-    finally:
-        guider.cfg = asked
+    guider.cfg = run.expected_cfg()
+    yield run
+    # The only wait for the device, after the last step.
+    if run.live:
+        run.live.finish(_summary(recorded, run.advice))
+    for sentence in recorded.warnings():
+        logger.warning("Annealing guidance: %s", sentence)
 
 
 def _summary(trace: RunTrace, advice: list[str]) -> str:

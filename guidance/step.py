@@ -66,6 +66,8 @@ def guided_step(
             }
         )
     cond, uncond = predictions[:2]
+    if run.guidance.projects:
+        uncond = run.across(cond, uncond)
     options = hooks.guarded_options(model_options, one_for_all)
     guided = comfy.samplers.cfg_function(
         model, cond, uncond, scale, x, sigma, model_options=options, cond=positive, uncond=negative

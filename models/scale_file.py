@@ -81,7 +81,7 @@ def _metadata_of(model: ScaleNetwork) -> dict[str, str]:
     """Everything but the tensors, as strings."""
     values = {field.name: getattr(model.config, field.name) for field in fields(NetworkConfig)}
     values |= {field.name: getattr(model.info, field.name) for field in fields(ScaleInfo) if field.name != "name"}
-    known = {key: value for key, value in values.items() if value is not None}
+    known = {key: value for key, value in values.items() if value is not None and value is not False}
     return {"format": FORMAT} | {key: value if isinstance(value, str) else json.dumps(value) for key, value in known.items()}
 
 
@@ -110,6 +110,7 @@ def _info(metadata: dict[str, str], path: Path) -> ScaleInfo:
         **{key: _text(metadata, key, path) for key in ("trained_on", "source", "licence", "created_with")},
         typical_gaps=_numbers(metadata, "typical_gaps", MAX_GRID, path) if "typical_gaps" in metadata else None,
         fingerprint=_text(metadata, "fingerprint", path) if "fingerprint" in metadata else None,
+        projection=_choice(metadata, "projection", ("true", "false"), path) == "true" if "projection" in metadata else False,
     )
     if len(info.fingerprint or "") > MAX_FINGERPRINT:
         raise _unusable(path, f"its fingerprint is longer than {MAX_FINGERPRINT} characters")

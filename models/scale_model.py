@@ -28,6 +28,7 @@ class ScaleInfo:
     typical_gaps: median gap norm at each step of the training grid, from noise to picture, at reference_numel; None where
         nobody measured it.
     fingerprint: of the model that it was trained on, as `training.own_scale` writes and compares it; None: not known.
+    projection: whether it was trained for guidance that goes only across the conditional prediction, and on the norm of that gap.
     """
 
     name: str
@@ -40,6 +41,7 @@ class ScaleInfo:
     created_with: str
     typical_gaps: tuple[float, ...] | None = None
     fingerprint: str | None = None
+    projection: bool = False
 
     @property
     def path(self) -> Path | None:

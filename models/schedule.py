@@ -91,6 +91,17 @@ def next_on_training_grid(nsr: torch.Tensor, info: ScaleInfo, path: Path | None 
     return following if last_step else torch.where(nsr < last_but_one, nsr * (last / last_but_one), following)
 
 
+def levels_of_grid(grid: tuple[float, ...] | int, path: Path) -> torch.Tensor:
+    """The nsr of every level of a training grid that has noise, descending: [S], float64."""
+    if not isinstance(grid, int):
+        levels = torch.tensor(grid[:-1], dtype=torch.float64)
+    elif path == "flow":
+        levels = torch.arange(TIMESTEPS // grid, 0, -1, dtype=torch.float64) * grid / TIMESTEPS
+    else:
+        levels = sigma_of_timestep(torch.arange(TIMESTEPS // grid - 1, -1, -1, dtype=torch.float64) * grid)
+    return levels if path == "ve" else nsr_of_share(levels)
+
+
 def _ends(grid: tuple[float, ...] | int, path: Path) -> tuple[float, float, float, float]:
     """The nsr of the grid's first, second, last but one and last level with noise. A grid of one level ends at once: ratio 0."""
     if not isinstance(grid, int):

@@ -7,15 +7,17 @@ import logging
 import torch
 from comfy_api.latest import io
 
-from ..guidance.family import default_scale_name, remarks
+from ..guidance.family import NoScaleError, default_scale_name, model_name, remarks
 from ..guidance.guider import AnnealingCFGGuider
 from ..guidance.live import LiveChart
 from ..guidance.patch import patch_model
-from ..guidance.renoising import CHOICES, Renoise
-from ..guidance.run import Guidance
+from ..guidance.renoising import CHOICES
+from ..guidance.run import LARGEST_CFG, PROJECTIONS, Guidance
+from ..models.fixed_scale import FixedScale
 from ..models.scale_model import ScaleModel
 from .host import CATEGORY, where_known
 from .lists import numbers_in
+from .own_scale import scale_trained_on
 from .progress import send_event, show_text
 from .scale import AnnealingScale, load_scale_by_name
 
@@ -57,10 +59,22 @@ class AnnealingGuider(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, positive, negative, guidance_lambda, renoise, match_training_steps, scale_model=None, lambda_per_sample=""
+        cls,
+        model,
+        positive,
+        negative,
+        guidance_lambda,
+        renoise,
+        match_training_steps,
+        scale_model=None,
+        lambda_per_sample="",
+        cfg=0.0,
+        projection="auto",
     ) -> io.NodeOutput:
-        guidance = _guidance(model, scale_model, guidance_lambda, renoise, match_training_steps, lambda_per_sample)
-        guider = AnnealingCFGGuider(model, guidance, live_chart(cls.hidden, remarks(model, guidance.scale_model.info)))
+        scale_model, notes = scale_model_or_default(model, scale_model, cfg)
+        lambdas = _lambdas(guidance_lambda, lambda_per_sample)
+        guidance = Guidance(scale_model, lambdas, renoise, match_training_steps, cfg, projection)
+        guider = AnnealingCFGGuider(model, guidance, live_chart(cls.hidden, notes))
         guider.set_conds(positive, negative)
         return io.NodeOutput(guider, guider.trace)
 
@@ -95,33 +109,51 @@ class AnnealingModelPatch(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, guidance_lambda, renoise, match_training_steps, scale_model=None, lambda_per_sample=""
+        cls,
+        model,
+        guidance_lambda,
+        renoise,
+        match_training_steps,
+        scale_model=None,
+        lambda_per_sample="",
+        cfg=0.0,
+        projection="auto",
     ) -> io.NodeOutput:
-        guidance = _guidance(model, scale_model, guidance_lambda, renoise, match_training_steps, lambda_per_sample)
-        chart = live_chart(cls.hidden, remarks(model, guidance.scale_model.info))
-        return io.NodeOutput(*patch_model(model, guidance, chart))
+        scale_model, notes = scale_model_or_default(model, scale_model, cfg)
+        lambdas = _lambdas(guidance_lambda, lambda_per_sample)
+        guidance = Guidance(scale_model, lambdas, renoise, match_training_steps, cfg, projection)
+        return io.NodeOutput(*patch_model(model, guidance, live_chart(cls.hidden, notes)))
 
 
 _ALIASES = ["annealing guidance", "learned guidance scale", "dynamic cfg", "adaptive cfg", "cfg scheduler", "cfg++"]
 
 
-def _guidance(
-    model,
-    scale_model: ScaleModel | None,
-    guidance_lambda: float,
-    renoise: Renoise,
-    match_training_steps: bool,
-    lambda_per_sample: str,
-) -> Guidance:
-    """The node's inputs as Guidance."""
+def _lambdas(guidance_lambda: float, lambda_per_sample: str) -> float | torch.Tensor:
     lambdas = parse_lambdas(lambda_per_sample, "lambda_per_sample")
-    scale_model = scale_model_or_default(model, scale_model)
-    return Guidance(scale_model, guidance_lambda if lambdas is None else lambdas, renoise, match_training_steps)
+    return guidance_lambda if lambdas is None else lambdas
 
 
-def scale_model_or_default(model, scale_model: ScaleModel | None) -> ScaleModel:
-    """The scale model that is connected, else the one of the model's family."""
-    return load_scale_by_name(default_scale_name(model)) if scale_model is None else scale_model
+def scale_model_or_default(model, scale_model: ScaleModel | None, cfg: float = 0.0) -> tuple[ScaleModel, list[str]]:
+    """The scale model to use, and what the user should know of it.
+
+    The one that is connected; else a saved one that was trained on this very model; else the one of the model's family; else,
+    where the user says how strong (cfg above 1), an untrained rule. AnnealingError where there is none.
+    """
+    if scale_model is not None:
+        return scale_model, remarks(model, scale_model.info)
+    if own := scale_trained_on(model):
+        return load_scale_by_name(own), [f'The scale "{own}" was trained on this model.']
+    try:
+        scale_model = load_scale_by_name(default_scale_name(model))
+    except NoScaleError:
+        if cfg <= 1:
+            raise
+        note = (
+            f"No scale is trained for {model_name(model)} yet: the guidance follows a constant CFG++ rule, as strong as CFG {cfg:g}. "
+            "Train Annealing Scale trains one, once per model."
+        )
+        return FixedScale("constant", 1.0), [note]
+    return scale_model, remarks(model, scale_model.info)
 
 
 def parse_lambdas(text: str, title: str) -> torch.Tensor | None:
@@ -151,8 +183,9 @@ def _guidance_inputs() -> list[io.Input]:
         AnnealingScale.Input(
             "scale_model",
             optional=True,
-            tooltip="The learned scale. Unconnected: the one of the model's family. For SDXL that is the authors' network, 0.6 "
-            "MB, downloaded once from their repository; for the Shapes demo the bundled one. Other models need one.",
+            tooltip="The learned scale. Unconnected: one that was trained on this model, else the one of its family. For SDXL that is "
+            "the authors' network, 0.6 MB, downloaded once from their repository; for the Shapes demo the bundled one. Other models "
+            "need one, or a cfg.",
         ),
         io.Float.Input(
             "guidance_lambda",
@@ -189,6 +222,27 @@ def _guidance_inputs() -> list[io.Input]:
             "latent of batch_size 5. Type the numbers here; a list connected to guidance_lambda makes one run per number. "
             "Empty: guidance_lambda for all.",
             **where_known(io.String.Input, advanced=True),
+        ),
+        io.Float.Input(
+            "cfg",
+            default=0.0,
+            min=0.0,
+            max=LARGEST_CFG,
+            step=0.5,
+            round=0.01,
+            optional=True,
+            tooltip="How strong, said in ordinary CFG: 5 is as strong as CFG 5, on average over the run; 1 is no guidance. 0: as the "
+            "scale was trained (SDXL's: about 11 at lambda 0.4). Fine-tunes of SDXL mostly want 4 to 7, turbo and lightning models "
+            "1 to 2. With a cfg, models without a scale of their own are guided too, by a constant rule.",
+        ),
+        io.Combo.Input(
+            "projection",
+            options=list(PROJECTIONS),
+            default="auto",
+            optional=True,
+            tooltip="on: guide only across the conditional prediction, which keeps strong guidance from over-saturating (as APG with "
+            "eta 0 does). off: guide by the whole gap, as the paper does. auto: as the scale was trained; the authors' is off.",
+            **where_known(io.Combo.Input, advanced=True),
         ),
     ]
 

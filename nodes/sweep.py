@@ -7,10 +7,9 @@ import torch
 from comfy_api.latest import io
 from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
 
-from ..guidance.family import remarks
 from ..guidance.guider import AnnealingCFGGuider
 from ..guidance.live import LiveChart
-from ..guidance.run import Guidance
+from ..guidance.run import LARGEST_CFG, Guidance
 from ..guidance.samplers import facts_of
 from ..guidance.trace import AnnealingTrace, GuidedCall, RunTrace
 from ..models.errors import AnnealingError
@@ -19,8 +18,6 @@ from .guider import AnnealingTraceType, live_chart, parse_lambdas, scale_model_o
 from .host import CATEGORY, where_known
 from .lists import numbers_in
 from .scale import AnnealingScale
-
-LARGEST_CFG = 100.0
 
 
 class AnnealingSweep(io.ComfyNode):
@@ -58,6 +55,13 @@ class AnnealingSweep(io.ComfyNode):
                     tooltip="Fixed scales to compare with, by ComfyUI's own CFGGuider: 1, 5, 7.5. With a sampler that renoises "
                     "with the unconditional prediction (Annealing Sampler, *_cfg_pp) these are CFG++ scales of about 0.6 to 1.2.",
                 ),
+                io.String.Input(
+                    "cfgs",
+                    default="",
+                    optional=True,
+                    tooltip="Strengths to compare, said in ordinary CFG: 3, 5, 7.5. Every lambda is drawn at each of them. Empty: as "
+                    "the scale was trained.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="grid", tooltip="All pictures with their labels, as one."),
@@ -70,10 +74,11 @@ class AnnealingSweep(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, noise, model, positive, negative, sampler, sigmas, latent_image, vae, lambdas, cfg_scales="", scale_model=None
+        cls, noise, model, positive, negative, sampler, sigmas, latent_image, vae, lambdas, cfg_scales="", scale_model=None, cfgs=""
     ) -> io.NodeOutput:
         several = parse_lambdas(lambdas, "lambdas")
         scales = numbers_in(cfg_scales, "cfg_scales", LARGEST_CFG, "1, 5, 7.5")
+        strengths = numbers_in(cfgs, "cfgs", LARGEST_CFG, "3, 5, 7.5")
         if several is None:
             raise AnnealingError("lambdas is empty, so there is nothing to compare. Write a few, for example 0, 0.4, 0.8.")
         if not isinstance(latent_image["samples"], torch.Tensor):
@@ -81,9 +86,10 @@ class AnnealingSweep(io.ComfyNode):
                 "The latent holds several parts (video with sound): they can't be laid side by side as pictures."
             )
 
-        scale_model = scale_model_or_default(model, scale_model)
-        chart = live_chart(cls.hidden, remarks(model, scale_model.info))
-        guiders = [AnnealingCFGGuider(model, Guidance(scale_model, value), chart) for value in several.tolist()]
+        scale_model, notes = scale_model_or_default(model, scale_model, max(strengths, default=0.0))
+        chart = live_chart(cls.hidden, notes)
+        settings = [(value, cfg) for value in several.tolist() for cfg in strengths or [0.0]]
+        guiders = [AnnealingCFGGuider(model, Guidance(scale_model, value, cfg=cfg), chart) for value, cfg in settings]
         plain = [comfy.samplers.CFGGuider(model) for _ in scales]
         for guider, scale in zip(plain, scales, strict=True):
             guider.set_cfg(scale)
@@ -95,7 +101,7 @@ class AnnealingSweep(io.ComfyNode):
         trace = side_by_side([guider.trace.latest for guider in guiders])
         if chart and len(guiders) > 1:
             _show_all(trace.latest, chart, len(sigmas) - 1)
-        labels = [f"lambda {value:g}" for value in several.tolist()]
+        labels = [f"lambda {value:g}, CFG {cfg:g}" if cfg else f"lambda {value:g}" for value, cfg in settings]
         labels += [f"{'CFG++' if facts_of(sampler).uncond_share else 'CFG'} {value:g}" for value in scales]
         grid = labelled_columns([_pictures(vae, column) for column in columns], labels)
         return io.NodeOutput(grid, {"samples": torch.cat(columns)}, trace)

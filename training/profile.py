@@ -119,13 +119,7 @@ def steps_of_grid(path: Path, grid: TrainingGrid) -> tuple[torch.Tensor, torch.T
 
     The last step goes to the picture, where no second gap can be measured. AnnealingError where no step is left.
     """
-    if not isinstance(grid, int):
-        levels = torch.tensor(grid[:-1], dtype=torch.float64)
-    elif path == "flow":
-        levels = torch.arange(schedule.TIMESTEPS // grid, 0, -1, dtype=torch.float64) * grid / schedule.TIMESTEPS
-    else:
-        levels = schedule.sigma_of_timestep(torch.arange(schedule.TIMESTEPS // grid - 1, -1, -1, dtype=torch.float64) * grid)
-    if len(levels) < 2:
+    nsr = schedule.levels_of_grid(grid, path)
+    if len(nsr) < 2:
         raise AnnealingError(f"The training grid {grid} has fewer than two steps. Choose more steps: the paper's has 50.")
-    nsr = levels if path == "ve" else schedule.nsr_of_share(levels)
     return nsr[:-1], nsr[1:]

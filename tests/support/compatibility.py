@@ -48,7 +48,7 @@ class SensitiveScale(ScaleModel):
 
     def __init__(self):
         facts = {"trained_on": "", "source": "", "licence": "", "created_with": ""}
-        super().__init__(ScaleInfo("sensitive", None, reference_numel=256, training_grid=20, **facts))
+        super().__init__(ScaleInfo("sensitive", None, reference_numel=256, training_grid=50, **facts))
 
     def forward(self, timestep, gap_norm, guidance_lambda):
         return 0.5 + 0.3 * torch.cos(timestep / 300) + 0.5 * guidance_lambda + 0.2 * torch.log1p(gap_norm)
