@@ -230,7 +230,7 @@ class Benchmark:
         def guided(cond, uncond, sigma):
             level, call = run.guide(cond, uncond, sigma)
             scale = call.cfg_scale.view(-1, *[1] * (cond.ndim - 1))
-            return run.deliver(level, uncond, uncond + scale * (cond - uncond))
+            return run.deliver(level, cond, uncond, uncond + scale * (cond - uncond))
 
         return self.sample(sampler, sigmas, guided)
 

@@ -202,7 +202,9 @@ class _Steps:
             snr_levels[0] = float(model_sampling.percent_to_sigma(1e-4))
         log_snr = -coordinates.nsr_of_sigma(model_sampling, snr_levels).log()
         options = {**facts.options, "tau": partial(facts.tau, model_sampling)}
-        rows = history.weights_of(facts.name, levels.tolist(), log_snr.tolist(), options)
+        # CFG++ samplers extrapolate the unconditional prediction as their ordinary counterparts do all of it.
+        name = facts.name.removesuffix("_cfg_pp") if facts.is_in_ve_form else facts.name
+        rows = history.weights_of(name, levels.tolist(), log_snr.tolist(), options)
         table = torch.zeros(len(rows), history.MOST, dtype=torch.float64)
         for row, weights in zip(table, rows, strict=True):
             row[: len(weights)] = torch.tensor(weights, dtype=torch.float64)

@@ -14,20 +14,42 @@ class Delivery:
     def __init__(self, renoises: bool, remembers: int):
         """renoises: the sampler renoises with the unconditional prediction. remembers: from how many earlier calls it extrapolates."""
         self._renoises, self._remembers = renoises, remembers
-        self._handed: list[tuple[torch.Tensor, torch.Tensor]] = []  # level and displacement of each call, newest first
+        self._earlier: list[tuple[torch.Tensor, torch.Tensor]] = []  # level and displacement of each call, newest first
 
-    def __call__(self, level: Level, uncond: torch.Tensor, guided: torch.Tensor) -> torch.Tensor:
-        """The denoised prediction for the sampler, shaped as `guided` [B, ...]; uncond: what the sampler takes for D_u."""
+    def __call__(self, level: Level, cond: torch.Tensor, uncond: torch.Tensor, guided: torch.Tensor) -> torch.Tensor:
+        """The denoised prediction for the sampler, shaped as all three [B, ...]; uncond: what the sampler takes for D_u.
+
+        What guidance adds to the conditional prediction moves x as in a first-order step; that prediction itself keeps the
+        solver's full order. So CFG 1 is sampling with the positive alone, whatever the solver.
+        """
         if self._renoises:
+            if self._remembers:
+                guided = guided + self._extrapolation(level, cond - uncond)
             return torch.lerp(uncond, guided, per_sample(level.gain, guided).to(guided.dtype))
-        return uncond + self._without_extrapolation(level, guided - uncond) if self._remembers else guided
+        return cond + self._without_extrapolation(level, guided - cond) if self._remembers else guided
 
     def _without_extrapolation(self, level: Level, displacement: torch.Tensor) -> torch.Tensor:
         """v with b_0 v_i + sum_j b_j v_{i-j} = f: the solver's weights taken out exactly, value by value (history.py)."""
-        for j, (sigma, earlier) in enumerate(self._handed, 1):
-            # What was handed out at a lower level, before a step back to more noise, counts no longer.
-            weight = torch.where(sigma > level.sigma * (1 + SAME_LEVEL), level.weights[:, j], 0.0)
-            displacement = torch.addcmul(displacement, per_sample(weight, earlier).to(earlier.dtype), earlier, value=-1)
-        displacement = displacement / per_sample(level.weights[:, 0], displacement).to(displacement.dtype)
-        self._handed = [(level.sigma, displacement), *self._handed][: self._remembers]
+        handed = self._with_earlier(level, displacement, -1.0) / _weight(level, 0, displacement)
+        self._remember(level, handed)
+        return handed
+
+    def _extrapolation(self, level: Level, gap: torch.Tensor) -> torch.Tensor:
+        """What the ordinary solver would add to the gap, for one that extrapolates the unconditional prediction alone."""
+        extrapolated = self._with_earlier(level, gap * _weight(level, 0, gap), 1.0)
+        self._remember(level, gap)
+        return extrapolated - gap
+
+    def _with_earlier(self, level: Level, displacement: torch.Tensor, sign: float) -> torch.Tensor:
+        """displacement + sign sum_j b_j (those before). What came at a lower level, before a step back, counts no longer."""
+        for j, (sigma, earlier) in enumerate(self._earlier, 1):
+            counts = per_sample((sigma > level.sigma * (1 + SAME_LEVEL)).to(earlier.dtype), earlier)
+            displacement = torch.addcmul(displacement, counts * _weight(level, j, earlier), earlier, value=sign)
         return displacement
+
+    def _remember(self, level: Level, displacement: torch.Tensor) -> None:
+        self._earlier = [(level.sigma, displacement), *self._earlier][: self._remembers]
+
+
+def _weight(level: Level, j: int, like: torch.Tensor) -> torch.Tensor:
+    return per_sample(level.weights[:, j], like).to(like.dtype)

@@ -2,8 +2,8 @@
 
 A multistep solver steps with b_0 D_i + b_1 D_{i-1} + ... in the place of D_i, the b_j adding up to 1. So it extrapolates the
 guidance too; strong guidance uses the gap up within a few steps, and the line through two calls says nothing about the next.
-The step is to be that of the displacement f = guided - uncond alone, while D_u keeps the solver's full order. The solver is
-therefore handed D_u + v with
+The step is to be that of the displacement f = guided - D_c alone, while D_c keeps the solver's full order. The solver is
+therefore handed D_c + v with
 
     b_0 v_i + sum_j b_j v_{i-j} = f        (exact, value by value; guidance/delivery.py)
 

@@ -100,7 +100,7 @@ class GuidedRun:
         self.folded = renoised == 0
         self.course = Course(model_sampling, guidance.scale_model.info, facts, sigmas, renoised, patcher.load_device)
         self.advice = [*renoising.advice(guidance.renoise, facts, model_sampling), *self._few_steps()]
-        self.deliver = Delivery(renoised > 0, 0 if renoised else self.course.remembers)
+        self.deliver = Delivery(renoised > 0, self.course.remembers)
         self.extent = GapExtent(latent_shapes or [noise.shape], frames_on_batch)
         self.extent.follow_mask(guider.model_options)
         self.several_calls = facts.calls_several_times

@@ -72,7 +72,7 @@ def guided_step(
     guided = comfy.samplers.cfg_function(
         model, cond, uncond, scale, x, sigma, model_options=options, cond=positive, uncond=negative
     )
-    return run.deliver(level, uncond, guided)
+    return run.deliver(level, cond, uncond, guided)
 
 
 def _predict(

@@ -100,7 +100,7 @@ class GuidedDenoiser:
     def sigmas(self, sigmas: torch.Tensor) -> None:
         """A new run: the sampler's own levels, and nothing remembered."""
         self._sigmas = sigmas
-        self.calls_in_step, self.start, self.last, self.handed = 0, None, None, []
+        self.calls_in_step, self.start, self.last, self.earlier = 0, None, None, []
         if len(sigmas):
             self.levels = self.facts.levels(sigmas.double().unique().flip(0))
 
@@ -138,23 +138,30 @@ class GuidedDenoiser:
         training_k = 1 / (1 - (next_training_nsr(self.kind, sigma, info.training_grid, last) / n).clamp(max=0.999))
         response = (2 / 3) / ((1 + n**2) * (1 / 3 / n**2 + 1))  # of data with variance 1 without, 1/3 with the caption
         cfg_scale = k * strength.pull(scale, response, training_k / k, self.facts.calls_several_times)
-        displacement = cfg_scale.view(-1, *[1] * (x.ndim - 1)) * (cond - uncond)
-        return uncond + self.delivered(displacement, i, k), uncond
+        guided = uncond + cfg_scale.view(-1, *[1] * (x.ndim - 1)) * (cond - uncond)
+        return self.handed(cond, uncond, guided, i, k), uncond
 
-    def delivered(self, f, i, k):
-        """The displacement that makes the sampler's step the first-order one with f."""
-        if self.facts.uncond_share:
-            share = self.facts.uncond_share
-            gain = self.facts.ve_form_gain(self.levels.double())[i] if self.facts.is_in_ve_form else 1 / (k * (1 - (1 - share) * (1 - 1 / k)))
-            return f * gain
+    def handed(self, cond, uncond, guided, i, k):
+        """What makes the sampler's step the first-order one in what guidance adds to the conditional prediction."""
+        weights, share = self.weights(i), self.facts.uncond_share
+        if not share:
+            v = (guided - cond - sum(b * v for b, v in zip(weights[1:], self.earlier, strict=False))) / weights[0]
+            self.earlier = [v, *self.earlier]
+            return cond + v
+        gain = self.facts.ve_form_gain(self.levels.double())[i] if self.facts.is_in_ve_form else 1 / (k * (1 - (1 - share) * (1 - 1 / k)))
+        # As the ordinary solver would extrapolate the conditional prediction.
+        self.earlier = [cond - uncond, *self.earlier]
+        extrapolated = sum(b * gap for b, gap in zip(weights, self.earlier, strict=False))
+        return uncond + gain * (guided - cond + extrapolated)
+
+    def weights(self, i):
+        """The solver's own, of step i."""
         levels = self.levels.double()
         first = levels[:1] if levels[0] < 1 or self.kind.path != "flow" else self.model_sampling.percent_to_sigma(1e-4) * torch.ones(1)
         log_snr = -nsr(self.kind, torch.cat([first.double(), levels[1:]])).log()
         options = {**self.facts.options, "tau": partial(self.facts.tau, self.model_sampling)}
-        weights = history.weights_of(self.facts.name, levels.tolist(), log_snr.tolist(), options)[i]
-        v = (f - sum(b * v for b, v in zip(weights[1:], self.handed, strict=False))) / weights[0]
-        self.handed = [v, *self.handed]
-        return v
+        name = self.facts.name.removesuffix("_cfg_pp") if self.facts.is_in_ve_form else self.facts.name
+        return history.weights_of(name, levels.tolist(), log_snr.tolist(), options)[i]
 
     def __call__(self, x, sigma, model_options=None, **_):
         dtype, x, sigma = x.dtype, x.double(), sigma.double().expand(x.shape[0])
