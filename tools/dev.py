@@ -66,7 +66,7 @@ def demo(options: argparse.Namespace) -> int:
 
 
 def test(options: argparse.Namespace) -> int:
-    """Run pytest over `tests/` with the same ComfyUI."""
+    """Run pytest over `tests/` with the same ComfyUI; tests/browser sets a browser up if it is asked for."""
     return run_pytest(*options.rest)
 
 

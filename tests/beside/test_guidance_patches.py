@@ -79,7 +79,8 @@ def test_tcfg_damps_the_negative_and_its_gap_is_guided():
         direction = torch.nn.functional.normalize((vectors[:, None, :, -1] @ scores), dim=-1)
         damped = (scores[:, :1] @ direction.mT) * direction
         negative = call.x - damped.view_as(call.x).float()
-        assert_close(call.denoised, negative + scale * (call.cond - negative))
+        # TCFG's own decomposition, in float32, is another on another processor.
+        assert_close(call.denoised, negative + scale * (call.cond - negative), 2e-4)
 
 
 @pytest.mark.beside("Mahiro", "Both act: Mahiro blends with the positive prediction times the learned scale.")

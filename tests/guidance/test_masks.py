@@ -174,7 +174,7 @@ def test_ksampler_with_the_patch_measures_as_the_guider_does():
     for call in trace.calls:
         share = left_half().expand_as(means).flatten(1)
         gap = ((share * means.flatten(1).square()).sum(dim=1) * 2).sqrt() * call.sigma / (STD**2 + call.sigma**2)
-        torch.testing.assert_close(call.gap_norm, gap, rtol=1e-4, atol=0)
+        torch.testing.assert_close(call.gap_norm, gap, rtol=5e-4, atol=0)
 
 
 # ---- masks of packed latents and of frames

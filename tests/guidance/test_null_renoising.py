@@ -64,7 +64,7 @@ def test_the_noise_keeps_the_variance_of_the_data(model_type, eta):
     else:
         sigmas, noise = torch.linspace(1, 0, 401), randn(2, shape)
     latent = sample(guider, null_renoising_sampler(eta), sigmas, noise)
-    assert latent.std().item() == pytest.approx(1.0, abs=0.02)
+    assert latent.std().item() == pytest.approx(1.0, abs=0.04)  # five standard errors of 8,192 values
 
 
 def test_the_mix_interpolates():

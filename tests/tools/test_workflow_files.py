@@ -56,3 +56,15 @@ def test_the_matrix_is_what_the_readme_promises():
 def test_publishing_waits_for_the_tests():
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "publish.yml").read_text(encoding="utf-8"))["jobs"]
     assert jobs["publish"]["needs"] == "tests" and jobs["tests"]["needs"] == "version"
+
+
+def test_every_test_runs_in_some_job_and_those_in_a_browser_where_one_can_be_installed():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))["jobs"]
+    chosen = {
+        name: found[1].strip('"')
+        for name, job in jobs.items()
+        for step in job["steps"]
+        if (found := re.search(r"dev\.py test -m (.+)", step.get("run", "")))
+    }
+    assert chosen == {"tests": "not browser", "browser": "browser"}
+    assert jobs["browser"]["runs-on"] == "ubuntu-latest"
