@@ -167,6 +167,7 @@ class _Pauses:
 
     def moves(self, sigma: torch.Tensor) -> torch.Tensor:
         """0 for a call whose step has no size, else 1: [B]."""
+        self._levels = self._levels.to(sigma.device)
         repeats = (self._levels[None] / sigma[:, None] - 1).abs().lt(SAME_LEVEL).sum(1)
         last, calls = self._state if self._state is not None else (torch.zeros_like(sigma), torch.zeros_like(repeats))
         calls = torch.where((sigma / last - 1).abs() < SAME_LEVEL, calls + 1, 1)

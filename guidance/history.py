@@ -49,7 +49,7 @@ def _checked(weigh: Weigher, i: int) -> Weights:
     try:
         with np.errstate(all="ignore"):
             weights = weigh(i)
-    except (ArithmeticError, np.linalg.LinAlgError):
+    except (ArithmeticError, np.linalg.LinAlgError, torch.linalg.LinAlgError):
         return [1.0]
     return [float(weight) for weight in weights] if np.isfinite(weights).all() and abs(weights[0]) > 1e-3 else [1.0]
 
@@ -293,8 +293,9 @@ def _sa_solver(levels: list[float], log_snr: list[float], options: dict) -> Weig
         total = np.zeros(MOST + 1)
         own = predicted(i)
         total[: len(own)] = own
-        if i:
-            before, corrected = predicted(i - 1), weights(i - 1, i, min(corrector, i + 1, steps - i) if ends else min(corrector, i + 1))
+        order = min(corrector, i + 1, steps - i) if ends else min(corrector, i + 1)
+        if i and order:
+            before, corrected = predicted(i - 1), weights(i - 1, i, order)
             change = np.zeros(MOST + 1)
             change[: len(corrected)] = corrected
             change[1 : 1 + len(before)] -= before

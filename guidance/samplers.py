@@ -192,7 +192,8 @@ def _wrapped(sampler: Sampler) -> Iterator[Sampler]:
             held.append(cell.cell_contents)
         except ValueError:  # not filled yet
             continue
-    held += getattr(getattr(function, "__self__", None), "__dict__", {}).values()  # a method of an object that holds one
+    for holder in (function, getattr(function, "__self__", None)):  # an object that is called, or a method of one
+        held += getattr(holder, "__dict__", {}).values()
     for value in held:
         for one in value if isinstance(value, list | tuple) else [value]:
             if one is not sampler and one is not function and _is_sampler(one):
@@ -202,4 +203,8 @@ def _wrapped(sampler: Sampler) -> Iterator[Sampler]:
 def _is_sampler(value: object) -> bool:
     if hasattr(value, "sampler_function") or isinstance(value, comfy.samplers.Sampler):
         return True
-    return inspect.isfunction(value) and value.__name__.startswith("sample_") and _is_comfyuis(value)
+    while isinstance(value, partial):
+        value = value.func
+    if not inspect.isfunction(value):
+        return False
+    return value is sample_null_renoising or (_is_comfyuis(value) and value.__name__.startswith(("sample_", "dpm_")))

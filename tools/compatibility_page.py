@@ -29,10 +29,10 @@ run computed in 64 bits from the formulae (gap, timestep, noise level, scale, fo
 """
 
 NOTE = """\
-`dpmpp_2m_cfg_pp`, `res_multistep_cfg_pp`, `res_multistep_ancestral_cfg_pp` and `gradient_estimation_cfg_pp` are marked right
-because they get what their step asks for. But from their second step on they mix guided and unguided predictions, so they guide
-more or less than their scale says: at 20 karras steps on an epsilon model, about 1.2, 0.6, 0.6 and 0.7 times as much in the end.
-`euler_cfg_pp`, `euler_ancestral_cfg_pp`, `dpmpp_2s_ancestral_cfg_pp` and the Annealing Sampler guide exactly as it says.
+Samplers that renoise with the unconditional prediction (`*_cfg_pp`, the Annealing Sampler) are handed what makes their own step
+the guided one, so guidance is as strong with them as with any other. `euler_cfg_pp` and the Annealing Sampler give the picture of
+`euler`; `dpmpp_2m_cfg_pp`, `res_multistep_cfg_pp` and `gradient_estimation_cfg_pp` that of the solver without `_cfg_pp`. The
+learned scale changes nothing else in a solver: what it extrapolates from earlier steps is the unguided prediction alone.
 """
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from annealing_guidance_pack.models.errors import AnnealingError
 from annealing_guidance_pack.models.fixed_scale import RULES, FixedScale
-from annealing_guidance_pack.models.schedule import next_on_training_grid
+from annealing_guidance_pack.models.schedule import next_on_training_grid, share_of_nsr
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,10 +57,10 @@ def test_nothing_waits_for_the_device(rule):
     assert FixedScale(rule)(meta, meta, 0.4).device.type == "meta"
 
 
-def test_it_fits_both_kinds_of_model_on_the_papers_grid():
+def test_it_fits_models_of_both_paths_on_the_papers_grid():
     info = FixedScale().info
     assert info.prediction is None and info.reference_numel is None
-    assert next_on_training_grid(torch.tensor([0.5]), info, "velocity").item() == pytest.approx(0.48)
+    assert share_of_nsr(next_on_training_grid(torch.tensor([1.0]), info, "flow")).item() == pytest.approx(0.48)
 
 
 @pytest.mark.parametrize(
