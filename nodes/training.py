@@ -212,8 +212,8 @@ def _expert_profiler_inputs() -> list[io.Input]:
             min=0.0,
             max=30.0,
             step=0.1,
-            tooltip="Without latents: CFG scale for making a picture. 0: 5 for epsilon and v-prediction models, 3.5 for "
-            "flow models.",
+            tooltip="Without latents: CFG scale for making a picture. 0: unguided, which is best: from guided pictures the scale "
+            "comes out too strong.",
             **where_known(io.Float.Input, advanced=True),
         ),
         io.Combo.Input(

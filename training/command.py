@@ -77,7 +77,9 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--zero-negative", action="store_true", help="zeros as the negative (ConditioningZeroOut): for SDXL base")
     what.add_argument("--count", type=int, default=1, help="with --prompts: pictures per prompt (1)")
     what.add_argument("--sampling-steps", type=int, default=28, help="with --prompts (28)")
-    what.add_argument("--cfg", type=float, help="with --prompts (5, flow models 3.5)")
+    what.add_argument(
+        "--cfg", type=float, help="with --prompts (1, unguided: from guided pictures the scale comes out too strong)"
+    )
     how = result.add_argument_group("training")
     how.add_argument("--steps", type=int, default=0, help="steps that the scale is made for (50, flow models 28)")
     how.add_argument("--samples", type=int, default=8, help="noise levels per picture (8)")

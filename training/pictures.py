@@ -88,7 +88,7 @@ def _rows_of_latent(latent: Latent) -> list[torch.Tensor]:
 class SampleSettings:
     """How a model makes its own pictures.
 
-    cfg: None for 5.0 (flow models: 3.5). scheduler: None for normal (flow models: simple). count: pictures per prompt.
+    cfg: None for 1.0, unguided. scheduler: None for normal (flow models: simple). count: pictures per prompt.
     """
 
     steps: int = 28
@@ -106,7 +106,7 @@ def sampled_pictures(
     negative: Conditioning,
     settings: SampleSettings,
 ) -> list[Picture]:
-    """Pictures that the model makes from prompts, each when it is measured: ComfyUI's sampling with CFG.
+    """Pictures that the model makes from prompts, each when it is measured: ComfyUI's sampling.
 
     size: an empty LATENT of the pictures' size (core's Empty Latent nodes, or `empty_latent`); its batch size does not count.
     positives: as in `given_pictures`, one per prompt.
@@ -125,7 +125,7 @@ class PictureMaker:
     def __init__(self, model: ModelPatcher, size: Latent, negative: Conditioning, settings: SampleSettings):
         """AnnealingError for a sampler or scheduler that this ComfyUI does not have."""
         is_flow = coordinates.path_of(model.get_model_object("model_sampling")) == "flow"
-        cfg = settings.cfg if settings.cfg is not None else (3.5 if is_flow else 5.0)
+        cfg = settings.cfg if settings.cfg is not None else 1.0  # from guided pictures the scale comes out too strong
         self.settings = replace(settings, cfg=cfg, scheduler=settings.scheduler or ("simple" if is_flow else "normal"))
         for name, value, known in (
             ("sampler", self.settings.sampler, comfy.samplers.SAMPLER_NAMES),

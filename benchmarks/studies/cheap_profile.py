@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--profiles", type=Path, help="folder that keeps the profiles")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
-    results: dict[str, dict] = {}
+    results: dict[str, dict] = json.loads(options.output.read_text())["results"] if options.output.is_file() else {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.profiles or Path(temporary)
         for variant in options.variants:
@@ -106,8 +106,9 @@ def main() -> None:
                     choice = f"{samples} levels, {knots} knots"
                     results.setdefault(variant, {}).setdefault(f"{count} pictures", {})[choice] = figures
                     print(variant, count, choice, json.dumps(figures), flush=True)
-    write_results({"judged_on": JUDGED, "sets": {str(count): sets for count, sets in SETS.items()}, "results": results},
-                  options.output)  # fmt: skip
+                    write_results(
+                        {"judged_on": JUDGED, "sets": {str(n): k for n, k in SETS.items()}, "results": results}, options.output
+                    )
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ def test_quick_costs_no_more_than_sampling_forty_pictures(monkeypatch):
     counted = rows_counted(model)
     trained(model)
     assert sum(counted) <= 40 * 20 * 2
-    assert sum(counted) == pytest.approx(32 * (2 * once.SAMPLING.steps + 2 * once.SAMPLES * (1 + once.KNOTS)), rel=0.02)
+    assert sum(counted) == pytest.approx(32 * (once.SAMPLING.steps + 2 * once.SAMPLES * (1 + once.KNOTS)), rel=0.02)
 
 
 def test_cancel_loses_nothing_and_the_next_run_goes_on(folders, monkeypatch, said):
