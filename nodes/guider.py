@@ -232,8 +232,8 @@ def _guidance_inputs() -> list[io.Input]:
             round=0.01,
             optional=True,
             tooltip="How strong, said in ordinary CFG: 5 is as strong as CFG 5, on average over the run; 1 is no guidance. 0: as the "
-            "scale was trained (SDXL's: about 11 at lambda 0.4). Fine-tunes of SDXL mostly want 4 to 7, turbo and lightning models "
-            "1 to 2. With a cfg, models without a scale of their own are guided too, by a constant rule.",
+            "scale was trained (SDXL's: about 11 at lambda 0.4). Fine-tunes of SDXL mostly want 4 to 7, few-step models "
+            "(turbo, lightning, LCM) 1 to 2. With a cfg above 1, models without a scale of their own are guided too, by a constant rule.",
         ),
         io.Combo.Input(
             "projection",
