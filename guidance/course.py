@@ -185,7 +185,9 @@ class _Steps:
         if len(levels) < 2:
             levels = torch.tensor([float(given[0]) if len(given) else 1.0, 0.0], dtype=torch.float64)
         self.levels = levels
-        self.pauses = [level for level, following in zip(given.tolist(), given[1:].tolist(), strict=False) if level == following > 0]
+        self.pauses = [
+            level for level, following in zip(given.tolist(), given[1:].tolist(), strict=False) if level == following > 0
+        ]
         self.ends_in_the_picture = bool(levels[-1] <= 0)
         start, end = levels[:-1], levels[1:]
         nsr = coordinates.nsr_of_sigma(model_sampling, start)

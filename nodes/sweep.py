@@ -74,7 +74,19 @@ class AnnealingSweep(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, noise, model, positive, negative, sampler, sigmas, latent_image, vae, lambdas, cfg_scales="", scale_model=None, cfgs=""
+        cls,
+        noise,
+        model,
+        positive,
+        negative,
+        sampler,
+        sigmas,
+        latent_image,
+        vae,
+        lambdas,
+        cfg_scales="",
+        scale_model=None,
+        cfgs="",
     ) -> io.NodeOutput:
         several = parse_lambdas(lambdas, "lambdas")
         scales = numbers_in(cfg_scales, "cfg_scales", LARGEST_CFG, "1, 5, 7.5")

@@ -51,7 +51,9 @@ def assert_alike(level, expected, timestep, relative):
 @every_kind
 @pytest.mark.parametrize("grid", ["number", "levels"])
 def test_at_scheduled_levels_everything_is_exact(kind, grid):
-    training_grid = 20 if grid == "number" else ((10.0, 4.0, 1.0, 0.3, 0.1, 0.0) if kind.path == "ve" else (0.95, 0.7, 0.4, 0.1, 0.0))
+    training_grid = (
+        20 if grid == "number" else ((10.0, 4.0, 1.0, 0.3, 0.1, 0.0) if kind.path == "ve" else (0.95, 0.7, 0.4, 0.1, 0.0))
+    )
     sigmas = scheduled_levels(kind)
     level = course_of(kind, sigmas, training_grid=training_grid).at(sigmas[:-2])
     assert_alike(level, exact(kind, sigmas[:-2], training_grid), 1e-3, 1e-5)
@@ -123,7 +125,9 @@ def test_level_zero_gives_finite_values(kind):
 def test_each_sample_has_its_own_level_in_any_order(kind):
     sigmas = scheduled_levels(kind)
     way, order = course_of(kind, sigmas), torch.tensor([5, 0, 3])
-    for together, alone in zip(way.at(sigmas[order]), zip(*(way.at(sigmas[i : i + 1]) for i in order.tolist()), strict=True), strict=True):
+    for together, alone in zip(
+        way.at(sigmas[order]), zip(*(way.at(sigmas[i : i + 1]) for i in order.tolist()), strict=True), strict=True
+    ):
         assert torch.equal(together, torch.cat(alone))
 
 
@@ -136,7 +140,17 @@ def test_schedules_that_go_back_to_more_noise_are_looked_up_alike():
 
 # A step's start, from the calls that ComfyUI's solvers really make.
 
-SEVERAL = ["heun", "heunpp2", "dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "seeds_2", "seeds_3", "exp_heun_2_x0"]
+SEVERAL = [
+    "heun",
+    "heunpp2",
+    "dpm_2",
+    "dpm_2_ancestral",
+    "dpmpp_2s_ancestral",
+    "dpmpp_sde",
+    "seeds_2",
+    "seeds_3",
+    "exp_heun_2_x0",
+]
 SEVERAL = [name for name in SEVERAL if name in comfy.samplers.SAMPLER_NAMES]
 
 
