@@ -14,7 +14,7 @@ ones (above 1 where CFG's is below). The floor: how far the reference itself is 
 accurate solver can undercut.
 
 Stochastic samplers: 256 seeds of one caption at once, the latents' mean along the caption and their spread, each over that of
-the reference over 256 noises. Prints tables and writes them to `benchmarks/results/strength.json`, which docs/BENCHMARKS.md shows.
+the reference over 256 noises. Prints tables and writes `benchmarks/results/strength.json`, for docs/BENCHMARKS.md.
 """
 
 from __future__ import annotations

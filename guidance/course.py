@@ -34,8 +34,9 @@ LEAST_DIVISOR = 1e-6  # some samplers ask at level 0, where the gap is 0 too
 # Between timesteps that many points: the network's timestep is off by 1e-3 at most, and by nothing at scheduled levels.
 POINTS_PER_TIMESTEP = 4
 
-# A row of the table: the cell's lower level; what is interpolated in the cell (timestep, gap divisor, gap response, k of a training
-# step that leaves noise, k of one that leads to the picture), its slopes; and of the step: k, gain, whether it is the last, weights.
+# A row of the table: the cell's lower level; what is interpolated in the cell (timestep, gap divisor, gap response, k of a
+# training step that leaves noise, k of one that leads to the picture), its slopes; and of the step: k, gain, whether it is the
+# last, weights.
 _VALUES, _SLOPES, _K, _GAIN, _IS_LAST, _WEIGHTS = slice(1, 6), slice(6, 11), 11, 12, 13, slice(14, None)
 _K_ONWARDS, _K_TO_PICTURE = [4, 9], [5, 10]  # value and slope
 

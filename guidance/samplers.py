@@ -99,6 +99,7 @@ class SamplerFacts:
 
     @property
     def calls_per_step(self) -> int:
+        """How often it calls the model in a step; 1 where nothing is known."""
         return CALLS_PER_STEP.get(self.name, 1)
 
     @property

@@ -59,8 +59,8 @@ class AnnealingSweep(io.ComfyNode):
                     "cfgs",
                     default="",
                     optional=True,
-                    tooltip="Strengths to compare, said in ordinary CFG: 3, 5, 7.5. Every lambda is drawn at each of them. Empty: as "
-                    "the scale was trained.",
+                    tooltip="Strengths to compare, said in ordinary CFG: 3, 5, 7.5. Every lambda is drawn at each of them. "
+                    "Empty: as the scale was trained.",
                 ),
             ],
             outputs=[
