@@ -183,8 +183,8 @@ def _guidance_inputs() -> list[io.Input]:
         AnnealingScale.Input(
             "scale_model",
             optional=True,
-            tooltip="The learned scale. Unconnected: one that was trained on this model, else its family's. For SDXL that "
-            "is the authors' network, 0.6 MB, downloaded once from their repository; for the Shapes demo the bundled one. Other "
+            tooltip="The learned scale. Unconnected: one that was trained on this model, else the one of its family. For SDXL "
+            "that is the authors' network, 0.6 MB, downloaded once from their repository; for the Shapes demo the bundled one. Other "
             "models need one, or a cfg.",
         ),
         io.Float.Input(
@@ -232,8 +232,9 @@ def _guidance_inputs() -> list[io.Input]:
             round=0.01,
             optional=True,
             tooltip="How strong, said in ordinary CFG: 5 is as strong as CFG 5, on average over the run; 1 is no guidance. 0: as "
-            "the scale was trained (SDXL's: about 11 at lambda 0.4). Fine-tunes of SDXL mostly want 4 to 7, turbo and lightning "
-            "models 1 to 2. With a cfg, models without a scale of their own are guided too, by a constant rule.",
+            "the scale was trained (SDXL's: about 11 at lambda 0.4). Fine-tunes of SDXL mostly want 4 to 7, few-step models "
+            "(turbo, lightning, LCM) 1 to 2. With a cfg above 1, models without a scale of their own are guided too, by a "
+            "constant rule.",
         ),
         io.Combo.Input(
             "projection",

@@ -44,7 +44,9 @@ class AnnealingSweep(io.ComfyNode):
                 ),
                 io.Vae.Input("vae", tooltip="Decodes the pictures."),
                 AnnealingScale.Input(
-                    "scale_model", optional=True, tooltip="The learned scale. Unconnected: the one of the model's family."
+                    "scale_model",
+                    optional=True,
+                    tooltip="The learned scale. Unconnected: one that was trained on this model, else the one of its family.",
                 ),
                 io.String.Input(
                     "lambdas", default="0, 0.2, 0.4, 0.6, 0.8", tooltip="Which lambdas to compare, each from 0 to 1, with commas."
