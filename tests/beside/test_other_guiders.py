@@ -86,7 +86,8 @@ def cfg_guider(model):
 
 
 @pytest.mark.beside(
-    "Packs that replace ComfyUI's CFG", "Not together: the model patch refuses what it would undo; the Annealing Guider is of its own."
+    "Packs that replace ComfyUI's CFG",
+    "Not together: the model patch refuses what it would undo; the Annealing Guider is of its own.",
 )
 def test_a_subclass_put_in_the_place_of_cfg_guider_is_refused(monkeypatch):
     original = comfy.samplers.CFGGuider

@@ -1,4 +1,4 @@
-"""Latents in half precision, as some samplers keep them: guided as in single precision, within its rounding, by every delivery."""
+"""Latents in half precision, as some samplers keep them: guided as in single precision, within its rounding."""
 
 import comfy.samplers
 import pytest
@@ -44,7 +44,9 @@ def latent(entry, model_type, sampler):
     else:
         guider = comfy.samplers.CFGGuider(patch_model(model, guidance)[0])
     guider.set_conds(conditioning(MEANS, 0.5), conditioning(0 * MEANS[:1], 0.9))
-    sigmas = torch.tensor([14.0, 9.0, 6.0, 3.5, 2.0, 1.0, 0.5, 0.0] if model_type is ModelType.EPS else [0.95, 0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.0])
+    sigmas = torch.tensor(
+        [14.0, 9.0, 6.0, 3.5, 2.0, 1.0, 0.5, 0.0] if model_type is ModelType.EPS else [0.95, 0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.0]
+    )
     return sample(guider, sampler, sigmas, NOISE)
 
 

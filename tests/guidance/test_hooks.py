@@ -1,4 +1,4 @@
-"""Other packs' hooks in the guided step: each has a scale of its own, one number wherever one serves all, and a name when it fails."""
+"""Other packs' hooks in the guided step: a scale of their own, one number where one serves all, a name when they fail."""
 
 from functools import partial
 

@@ -5,7 +5,6 @@ import dataclasses
 import comfy.k_diffusion.sampling
 import comfy.samplers
 import pytest
-import torch
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
 from annealing_guidance_pack.guidance.patch import patch_model
 from annealing_guidance_pack.guidance.run import Guidance

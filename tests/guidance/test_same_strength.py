@@ -34,7 +34,9 @@ def latent(kind, sampler, sigmas, scale, matched=False, stds=(1e-3, 1e-3), model
 
 def moved(kind, sampler, sigmas, scale=None, **options) -> float:
     """By how many gaps the guidance moves the result along the caption, over the scale."""
-    guided, plain = (latent(kind, sampler, sigmas, one, **options) for one in (scale or FixedScale("constant", W), FixedScale("constant", 0.0)))
+    guided, plain = (
+        latent(kind, sampler, sigmas, one, **options) for one in (scale or FixedScale("constant", W), FixedScale("constant", 0.0))
+    )
     return float(((guided - plain) * CAPTION).sum() / CAPTION.square().sum() / W)
 
 
@@ -117,10 +119,23 @@ def lying(inner, share, every=1):
 
 
 def named(name):
-    return null_renoising_sampler() if name == "annealing" else sampler_of(name, eta=0.0) if "ancestral" in name else sampler_of(name)
+    return (
+        null_renoising_sampler()
+        if name == "annealing"
+        else sampler_of(name, eta=0.0)
+        if "ancestral" in name
+        else sampler_of(name)
+    )
 
 
-TOLD = ["annealing", "euler_cfg_pp", "euler_ancestral_cfg_pp", "dpmpp_2m_cfg_pp", "res_multistep_cfg_pp", "gradient_estimation_cfg_pp"]
+TOLD = [
+    "annealing",
+    "euler_cfg_pp",
+    "euler_ancestral_cfg_pp",
+    "dpmpp_2m_cfg_pp",
+    "res_multistep_cfg_pp",
+    "gradient_estimation_cfg_pp",
+]
 TOLD += ["dpmpp_2s_ancestral_cfg_pp", "euler", "dpmpp_2m", "heun", "dpmpp_2s_ancestral"]
 
 
@@ -151,7 +166,9 @@ def test_a_level_that_comes_twice_changes_nothing(kind, name, matched):
         return
     once = [14.0, 6.0, 2.0, 0.5, 0.0] if kind == "eps" else [0.95, 0.8, 0.5, 0.2, 0.0]
     twice = [*once[:3], *once[2:]]
-    expected, found = (latent(kind, named(name), levels, SmoothScale(), matched=matched, stds=(0.4, 0.9)) for levels in (once, twice))
+    expected, found = (
+        latent(kind, named(name), levels, SmoothScale(), matched=matched, stds=(0.4, 0.9)) for levels in (once, twice)
+    )
     assert ((found - expected).norm() / expected.norm()) < 2e-6
 
 

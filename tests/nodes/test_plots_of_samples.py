@@ -5,11 +5,11 @@ import importlib
 import comfy.samplers
 import pytest
 import torch
+from annealing_guidance_pack.models.fixed_scale import FixedScale
 from annealing_guidance_pack.nodes import plots
 from annealing_guidance_pack.nodes.guider import AnnealingGuider, AnnealingModelPatch
 from annealing_guidance_pack.nodes.plots import AnnealingScalePlot
 from annealing_guidance_pack.nodes.sampling import AnnealingSampler
-from annealing_guidance_pack.models.fixed_scale import FixedScale
 from closed_form import closed_form_model, conditioning
 from comfy.nested_tensor import NestedTensor
 from comfy_extras.nodes_custom_sampler import DisableNoise, RandomNoise, SamplerCustomAdvanced, SplitSigmas
@@ -25,7 +25,9 @@ SETTINGS = {"guidance_lambda": 0.4, "renoise": "auto", "match_training_steps": T
 
 
 def guider_and_trace():
-    return AnnealingGuider.execute(model=closed_form_model(), **CONDS, scale_model=FixedScale("linear", 1.5, 0.2), **SETTINGS).args
+    return AnnealingGuider.execute(
+        model=closed_form_model(), **CONDS, scale_model=FixedScale("linear", 1.5, 0.2), **SETTINGS
+    ).args
 
 
 def sampled(guider, sigmas, seed=1, latent=None, noise=True):
@@ -73,10 +75,14 @@ def test_a_list_of_latents_sampled_by_one_guider_gives_as_many_plots(drawn):
 
 
 def test_two_ksamplers_of_one_patched_model_each_have_their_own(drawn):
-    model, trace = AnnealingModelPatch.execute(model=closed_form_model(), scale_model=FixedScale("linear", 1.5, 0.2), **SETTINGS).args
+    model, trace = AnnealingModelPatch.execute(
+        model=closed_form_model(), scale_model=FixedScale("linear", 1.5, 0.2), **SETTINGS
+    ).args
     with torch.inference_mode():
         latents = [
-            core_nodes.KSampler().sample(model, 1, steps, 7.0, "euler", "normal", *CONDS.values(), {"samples": torch.zeros(SHAPE)})[0]
+            core_nodes.KSampler().sample(
+                model, 1, steps, 7.0, "euler", "normal", *CONDS.values(), {"samples": torch.zeros(SHAPE)}
+            )[0]
             for steps in (4, 7)
         ]
     for samples in latents:
@@ -114,7 +120,8 @@ def test_the_annealing_samplers_run_is_known_too(drawn):
     with torch.inference_mode():
         latents = {"samples": torch.zeros(SHAPE)}
         results = [
-            SamplerCustomAdvanced.execute(RandomNoise.execute(1).args[0], guider, sampler, SIGMAS[i:], latents).args[0] for i in (0, 2)
+            SamplerCustomAdvanced.execute(RandomNoise.execute(1).args[0], guider, sampler, SIGMAS[i:], latents).args[0]
+            for i in (0, 2)
         ]
     plotted(trace, results[0])
     assert len(drawn[0][0].calls) == 5 and drawn[0][1] == ""
