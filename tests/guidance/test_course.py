@@ -108,6 +108,12 @@ def test_a_schedule_that_ends_before_the_picture_has_no_last_step(kind):
     part, last = whole[:5], whole[3:4]
     torch.testing.assert_close(course_of(kind, part).at(last).k, course_of(kind, whole).at(last).k)
     assert_alike(course_of(kind, part).at(whole[4:5]), exact(kind, whole[4:5]), 1e-3, 1e-5)
+    # Below the training's last but one level it is told apart which step leads to the picture.
+    low = torch.tensor([0.8, 0.1, 0.02, 0.01])
+    assert_alike(course_of(kind, low).at(low[2:3]), exact(kind, low[2:3]), 5e-2, 1e-3)
+    to_picture = torch.cat([low[:3], torch.zeros(1)])
+    assert_alike(course_of(kind, to_picture).at(low[2:3]), exact(kind, low[2:3], last_step=True), 5e-2, 1e-3)
+    assert exact(kind, low[2:3])[3] > 1.05 * exact(kind, low[2:3], last_step=True)[3]
 
 
 @pytest.mark.parametrize("sigmas", [[3.0], [], [3.0, 3.0], [0.0]], ids=str)

@@ -1,4 +1,4 @@
-"""The weights that multistep solvers give to earlier predictions, found by asking ComfyUI's own; and what taking them out does."""
+"""The weights that multistep solvers give to earlier predictions, measured on ComfyUI's own; and what taking them out does."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What is known of each sampler, against what ComfyUI's own functions do; and seen through everything that can carry a sampler."""
+"""What is known of each sampler, against what ComfyUI's own functions do; and seen through whatever carries a sampler."""
 
 from functools import partial
 
