@@ -34,8 +34,9 @@ LEAST_DIVISOR = 1e-6  # some samplers ask at level 0, where the gap is 0 too
 # Between timesteps that many points: the network's timestep is off by 1e-3 at most, and by nothing at scheduled levels.
 POINTS_PER_TIMESTEP = 4
 
-# A row of the table: the cell's lower level; what is interpolated in the cell (timestep, gap divisor, gap response, k of a training
-# step that leaves noise, k of one that leads to the picture), its slopes; and of the step: k, gain, whether it is the last, weights.
+# A row of the table: the cell's lower level; what is interpolated in the cell (timestep, gap divisor, gap response, k of a
+# training step that leaves noise, k of one that leads to the picture), its slopes; and of the step: k, gain, whether it is the
+# last, weights.
 _VALUES, _SLOPES, _K, _GAIN, _IS_LAST, _WEIGHTS = slice(1, 6), slice(6, 11), 11, 12, 13, slice(14, None)
 _K_ONWARDS, _K_TO_PICTURE = [4, 9], [5, 10]  # value and slope
 
@@ -185,7 +186,9 @@ class _Steps:
         if len(levels) < 2:
             levels = torch.tensor([float(given[0]) if len(given) else 1.0, 0.0], dtype=torch.float64)
         self.levels = levels
-        self.pauses = [level for level, following in zip(given.tolist(), given[1:].tolist(), strict=False) if level == following > 0]
+        self.pauses = [
+            level for level, following in zip(given.tolist(), given[1:].tolist(), strict=False) if level == following > 0
+        ]
         self.ends_in_the_picture = bool(levels[-1] <= 0)
         start, end = levels[:-1], levels[1:]
         nsr = coordinates.nsr_of_sigma(model_sampling, start)

@@ -12,7 +12,7 @@ class Delivery:
     """Fits guided predictions to a run's sampler. Remembers what a multistep solver remembers; never waits for the device."""
 
     def __init__(self, renoises: bool, remembers: int):
-        """renoises: the sampler renoises with the unconditional prediction. remembers: from how many earlier calls it extrapolates."""
+        """renoises: with the unconditional prediction. remembers: from how many earlier calls the sampler extrapolates."""
         self._renoises, self._remembers = renoises, remembers
         self._earlier: list[tuple[torch.Tensor, torch.Tensor]] = []  # level and displacement of each call, newest first
 

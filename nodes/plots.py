@@ -139,7 +139,9 @@ def _write_table(trace: RunTrace, prefix: str) -> Path:
     try:
         write_whole(path, trace_table(trace).encode())
     except OSError as error:
-        raise AnnealingError(f"The numbers could not be written to {path}: {in_words(error)}. Choose another csv_prefix.") from error
+        raise AnnealingError(
+            f"The numbers could not be written to {path}: {in_words(error)}. Choose another csv_prefix."
+        ) from error
     return path
 
 

@@ -61,8 +61,8 @@ class AnnealingSweep(io.ComfyNode):
                     "cfgs",
                     default="",
                     optional=True,
-                    tooltip="Strengths to compare, said in ordinary CFG: 3, 5, 7.5. Every lambda is drawn at each of them. Empty: as "
-                    "the scale was trained.",
+                    tooltip="Strengths to compare, said in ordinary CFG: 3, 5, 7.5. Every lambda is drawn at each of them. "
+                    "Empty: as the scale was trained.",
                 ),
             ],
             outputs=[
@@ -76,7 +76,19 @@ class AnnealingSweep(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, noise, model, positive, negative, sampler, sigmas, latent_image, vae, lambdas, cfg_scales="", scale_model=None, cfgs=""
+        cls,
+        noise,
+        model,
+        positive,
+        negative,
+        sampler,
+        sigmas,
+        latent_image,
+        vae,
+        lambdas,
+        cfg_scales="",
+        scale_model=None,
+        cfgs="",
     ) -> io.NodeOutput:
         several = parse_lambdas(lambdas, "lambdas")
         scales = numbers_in(cfg_scales, "cfg_scales", LARGEST_CFG, "1, 5, 7.5")
