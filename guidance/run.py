@@ -123,7 +123,8 @@ class GuidedRun:
             scale = self.guidance.scale_model(level.timestep, gap_norm, self.guidance_lambda)
         cfg_scale = strength.cfg_scale(level, scale, self.guidance.match_training_steps, self.several_calls)
         if self.stretch:
-            cfg_scale = torch.addcmul(self.stretch.offset, self.stretch.factor, cfg_scale)
+            # A course below 1, as at the start of flow runs, must not be stretched to guidance away from the prompt.
+            cfg_scale = torch.addcmul(self.stretch.offset, self.stretch.factor, cfg_scale).clamp(min=1.0)
         return level, GuidedCall(level.sigma, level.timestep, gap_norm, scale, cfg_scale, None)
 
     def across(self, cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:

@@ -97,6 +97,15 @@ def test_null_and_folded_are_one_picture_at_any_cfg():
         torch.testing.assert_close(run(Guidance(SmoothScale(), cfg=5.0), sampler)[0], ordinary, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("cfg", [3.0, 5.0, 9.0])
+def test_no_call_is_guided_away_from_the_prompt(cfg):
+    """Flow runs begin where one training step is worth CFG 1, so the course begins below it."""
+    model = closed_form_model(ModelType.FLOW)
+    as_trained, stretched = (run(Guidance(SmoothScale(), 0.0, cfg=value), steps=10, model=model)[1] for value in (0.0, cfg))
+    assert as_trained.trace.calls[0].cfg_scale.min() < 1 <= torch.cat([c.cfg_scale for c in stretched.trace.calls]).min()
+    assert stretched.trace.latest.mean_cfg() == pytest.approx(cfg, rel=0.1)
+
+
 def test_a_rule_too_weak_to_be_stretched_is_constant_at_that_cfg():
     _, guider = run(Guidance(FixedScale("constant", 0.0), cfg=5.0))
     assert all((call.cfg_scale == 5.0).all() for call in guider.trace.calls)
