@@ -125,7 +125,11 @@ class AnnealingModelPatch(io.ComfyNode):
         return io.NodeOutput(*patch_model(model, guidance, live_chart(cls.hidden, notes)))
 
 
-_ALIASES = ["annealing guidance", "learned guidance scale", "dynamic cfg", "adaptive cfg", "cfg scheduler", "cfg++"]
+# Words alone, too: the search ranks a whole alias above a part of one.
+_ALIASES = [
+    *("annealing", "annealing guidance", "guidance", "guidance scale", "learned guidance scale", "lambda"),
+    *("cfg", "cfg++", "dynamic cfg", "adaptive cfg", "cfg scheduler"),
+]
 
 
 def _lambdas(guidance_lambda: float, lambda_per_sample: str) -> float | torch.Tensor:

@@ -15,7 +15,7 @@ from ..guidance.trace import AnnealingTrace, GuidedCall, RunTrace
 from ..models.errors import AnnealingError
 from ..plots.grid import labelled_columns
 from .guider import AnnealingTraceType, live_chart, parse_lambdas, scale_model_or_default
-from .host import CATEGORY, where_known
+from .host import PICTURES_CATEGORY, where_known
 from .lists import numbers_in
 from .scale import AnnealingScale
 
@@ -28,7 +28,7 @@ class AnnealingSweep(io.ComfyNode):
         return io.Schema(
             node_id="AnnealingSweep",
             display_name="Lambda Sweep",
-            category=CATEGORY,
+            category=PICTURES_CATEGORY,
             description="Samples the same noise with several lambdas, and with ordinary CFG scales if you like, and lays the "
             "pictures side by side with labels. Takes the place of guider and sampler. A row for each latent of the batch.",
             inputs=[
@@ -71,7 +71,7 @@ class AnnealingSweep(io.ComfyNode):
                 AnnealingTraceType.Output(display_name="trace", tooltip="Which scales the lambdas used, for Scale Plot."),
             ],
             hidden=[io.Hidden.unique_id],
-            **where_known(io.Schema, search_aliases=["annealing guidance", "compare cfg", "xy plot", "lambda grid"]),
+            **where_known(io.Schema, search_aliases=["compare strengths", "xy plot", "lambda grid"]),
         )
 
     @classmethod

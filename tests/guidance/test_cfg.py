@@ -85,7 +85,7 @@ def test_the_course_over_the_run_stays_and_its_distance_from_no_guidance_is_scal
     courses = []
     for cfg in (0.0, 4.0):
         # The first call sees one gap, whatever the strength: its share of the run's mean is that of the course.
-        _, guider = run(Guidance(FixedScale("cosine", 1.2, 0.4), cfg=cfg), sampler)
+        _, guider = run(Guidance(FixedScale("cosine", 1.4, 1.05), cfg=cfg), sampler)
         courses.append(torch.stack([call.cfg_scale for call in guider.trace.calls]) - 1)
     ratio = courses[1] / courses[0]
     torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-4, atol=0)
