@@ -36,8 +36,8 @@ POINTS_PER_TIMESTEP = 4
 
 # A row of the table: the cell's lower level; what is interpolated in the cell (timestep, gap divisor, gap response, k of a
 # training step that leaves noise, k of one that leads to the picture), its slopes; and of the step: k, gain, whether it is the
-# last, weights.
-_VALUES, _SLOPES, _K, _GAIN, _IS_LAST, _WEIGHTS = slice(1, 6), slice(6, 11), 11, 12, 13, slice(14, None)
+# last, its number, weights.
+_VALUES, _SLOPES, _K, _GAIN, _IS_LAST, _STEP, _WEIGHTS = slice(1, 6), slice(6, 11), 11, 12, 13, 14, slice(15, None)
 _K_ONWARDS, _K_TO_PICTURE = [4, 9], [5, 10]  # value and slope
 
 
@@ -48,6 +48,7 @@ class Level(NamedTuple):
     training_k: k of one training step from here; k: of the sampler's own step, >= 1. See folding_factor.
     response: by how much the gap shrinks, relative to it, when the guidance moves x by it.
     gain: what the sampler must be handed of a displacement: 1 for an ordinary sampler, 1 / k for null renoising.
+    step: the number of the sampler's step, from 0.
     weights: [B, K], the solver's on this prediction and on the ones before it.
     """
 
@@ -58,6 +59,7 @@ class Level(NamedTuple):
     k: torch.Tensor
     response: torch.Tensor
     gain: torch.Tensor
+    step: torch.Tensor
     weights: torch.Tensor
 
 
@@ -129,7 +131,9 @@ class Course:
         gain = cells[:, _GAIN]
         if self._pauses:
             gain = gain * self._pauses.moves(sigma)
-        return Level(sigma, timestep, divisor, training_k, cells[:, _K], response, gain, cells[:, _WEIGHTS])
+        return Level(
+            sigma, timestep, divisor, training_k, cells[:, _K], response, gain, cells[:, _STEP], cells[:, _WEIGHTS]
+        )
 
     def _cell(self, sigma: torch.Tensor) -> torch.Tensor:
         return torch.bucketize(sigma, self._starts, right=True)
@@ -249,7 +253,7 @@ def _cells(model_sampling: ModelSampling, info: ScaleInfo, steps: _Steps) -> tor
     middle = torch.cat([(sigma[1:] + sigma[:-1]) / 2, sigma[-1:]])
     step = (steps.upper_ends()[None] > middle[:, None]).sum(1) - 1
     is_last = (step == len(steps.k) - 1) & steps.ends_in_the_picture
-    of_step = torch.stack([steps.k[step], steps.gain[step], is_last.double()], dim=1)
+    of_step = torch.stack([steps.k[step], steps.gain[step], is_last.double(), step.double()], dim=1)
     return torch.cat([sigma[:, None], values, slopes, of_step, steps.weights[step]], dim=1).float()
 
 
