@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from templates import NAMES, NEEDS_NOTHING, api_format, template
+from templates import NAMES, NEEDS_NOTHING, NOTES, SDXL, api_format, numbered, template
 
 pytestmark = [pytest.mark.server, pytest.mark.browser, pytest.mark.slow]
 
 PACK = "annealing-guidance"
 OPEN = """async ([pack, name]) => {
-  const answer = await fetch(`/api/workflow_templates/${pack}/${name}.json`);
+  const answer = await fetch(`/api/workflow_templates/${pack}/${encodeURIComponent(name)}.json`);
   await window.app.loadGraphData(await answer.json(), true, true, name);
 }"""
 WATCH = """() => {
@@ -34,7 +34,7 @@ def complaints(page) -> list[str]:
 def test_all_of_them_open_without_a_complaint(page):
     for name in NAMES:
         open_template(page, name)
-        needs_checkpoint = name in ("03_sdxl_annealing", "04_sdxl_fast")  # which isn't here
+        needs_checkpoint = name in SDXL  # which isn't here
         if needs_checkpoint:
             page.wait_for_selector(".p-dialog:has-text('sd_xl_base_1.0.safetensors')", timeout=20_000)
         shown = complaints(page)
@@ -47,6 +47,70 @@ def test_all_of_them_open_without_a_complaint(page):
         unknown = "window.app.graph.nodes.filter((node) => !(node.type in LiteGraph.registered_node_types)).length"
         assert page.evaluate(unknown) == 0, name
         assert page.evaluate("window.app.graph.nodes.length") == len(template(name)["nodes"]), name
+
+
+# Nodes as they are drawn: [title, left, top, right, bottom, id] with the title's bar; in Nodes 2.0 they are as tall as they need.
+BOXES = """() => window.app.graph.nodes.map((node) => {
+  const drawn = document.querySelector(`[data-node-id="${node.id}"]`);
+  const [width, height] = drawn ? [drawn.offsetWidth, drawn.offsetHeight] : [node.size[0], node.size[1] + 30];
+  const [left, top] = [node.pos[0], node.pos[1] - 30];
+  return [`${node.type} ${node.title}`, left, top, left + width, top + height, node.id];
+})"""
+FIT = """async () => {
+  window.app.canvas.deselectAll?.();
+  await window.app.extensionManager.command.execute('Comfy.Canvas.FitView');
+}"""
+READABLE = 0.65  # below 0.57 the classic interface draws no text
+
+
+def overlaps(page) -> list[tuple[str, str]]:
+    boxes = page.evaluate(BOXES)
+    return [
+        (one[0], other[0])
+        for number, one in enumerate(boxes)
+        for other in boxes[:number]
+        if one[1] < other[3] and other[1] < one[3] and one[2] < other[4] - 1 and other[2] < one[4] - 1
+    ]
+
+
+def test_no_node_covers_another_as_drawn(page):
+    for name in NAMES:
+        open_template(page, name)
+        page.keyboard.press("Escape")
+        page.evaluate(FIT)
+        page.wait_for_timeout(1000)
+        assert overlaps(page) == [], name
+
+
+@pytest.mark.parametrize("interface", ["classic"], indirect=True)
+def test_all_text_is_drawn_when_the_whole_is_in_view(page):
+    for name in NAMES:
+        open_template(page, name)
+        page.keyboard.press("Escape")
+        page.evaluate(FIT)
+        page.wait_for_timeout(1000)  # it glides there
+        assert page.evaluate("() => window.app.canvas.ds.scale") >= READABLE, name
+
+
+@pytest.mark.parametrize("interface", ["classic"], indirect=True)
+def test_no_wire_runs_across_a_note(page):
+    for name in NAMES:
+        open_template(page, name)
+        page.keyboard.press("Escape")
+        saved = template(name)
+        notes = [node["id"] for node in saved["nodes"] if node["type"] in NOTES]
+        boxes = {box[5]: box for box in page.evaluate(BOXES)}
+        for _, source, _, target, *_ in saved["links"]:
+            # A wire bends out of the nodes at its ends by less than a quarter of its length.
+            ends = [boxes[source], boxes[target]]
+            left, right = ends[0][3], ends[1][1]
+            bend = 0.25 * abs(right - left)
+            left, right = min(left, right) - bend, max(left, right) + bend
+            top, bottom = min(end[2] for end in ends), max(end[4] for end in ends)
+            for note in notes:
+                _, note_left, note_top, note_right, note_bottom, _ = boxes[note]
+                apart = right < note_left or left > note_right or bottom < note_top or top > note_bottom
+                assert apart, f"{name}: {ends[0][0]} to {ends[1][0]}"
 
 
 @pytest.mark.parametrize("interface", ["classic"], indirect=True)
@@ -85,6 +149,6 @@ def test_it_runs_to_the_end_from_the_interface(page, name):
 def test_the_template_browser_shows_and_opens_them(page):
     page.evaluate("() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.get_by_text(PACK, exact=False).first.click()
-    page.get_by_text("02_shapes_compare").first.click()
-    count = len(template("02_shapes_compare")["nodes"])
+    page.get_by_text(numbered("02")).first.click()
+    count = len(template(numbered("02"))["nodes"])
     page.wait_for_function(f"window.app.graph.nodes.length === {count}")
