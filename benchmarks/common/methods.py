@@ -27,7 +27,7 @@ CFG_SCALES = (1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0)
 CFG_PP_STRENGTHS = (1.5, 2.0, 3.0, 4.0, 5.0, 7.5)  # as the mean CFG scale of the same steps; see cfg_pp
 RIVAL_SCALES = (2.0, 3.0, 5.0, 7.5)
 PROJECTED_SCALES = (0.5, 2.0, 3.0, 5.0, 7.5, 10.0)  # the node adds so many projected gaps to the conditional prediction: CFG + 1
-ASKED_CFG = (3.0, 5.0, 7.5)  # annealing's strength said in CFG
+ASKED_CFG = (3.0, 4.0, 5.0, 6.0, 7.5, 10.0)  # annealing's strength said in CFG
 LAMBDAS = (0.0, 0.05, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9)
 APG_SETTINGS = {"eta": 0.0, "norm_threshold": 0.0, "momentum": -0.5}  # the paper's, without the bound on the norm
 PROJECTION = {"eta": 0.0, "norm_threshold": 0.0, "momentum": 0.0}  # APG without momentum: guiding across the prediction alone
@@ -98,8 +98,8 @@ class Methods:
             "annealing": self.annealing(self.demo.scale),
             "annealing, dpmpp_2m": self.annealing(self.demo.scale, solver=True),
             "annealing and projection": self.annealing(self.demo.scale, projection="on"),
-            "annealing by CFG": self._asked_cfg("off"),
-            "annealing by CFG and projection": self._asked_cfg("on"),
+            "annealing at cfg": self._asked_cfg("off"),
+            "annealing and projection at cfg": self._asked_cfg("on"),
             "annealing and APG": self.annealing(self.demo.scale, patch=lambda model: APG.execute(model, **APG_SETTINGS)[0]),
         }
 
