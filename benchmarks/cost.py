@@ -94,7 +94,7 @@ def step_row(shape: tuple[int, ...], way: str, seconds: float) -> dict[str, floa
             added_peak_bytes=peak - cfg_peak,
             latent_bytes=stand_in.noise.nbytes,
             kept_bytes_per_step=bytes_kept(ours),
-            trace_bytes_per_step=sum(value.numel() * value.element_size() for value in [v for v in guider.trace.latest._on_device[-1] if v is not None]),
+            trace_bytes_per_step=sum(value.nbytes for value in guider.trace.latest.calls[-1][:-1]),
             synchronises=waits,
         )
 

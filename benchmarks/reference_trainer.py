@@ -27,8 +27,8 @@ from annealing_guidance_pack.guidance import coordinates
 from annealing_guidance_pack.guidance.coverage import per_sample
 from annealing_guidance_pack.models.scale_file import load_scale, save_scale
 from annealing_guidance_pack.models.scale_model import PREDICTIONS, ScaleInfo
-from annealing_guidance_pack.models.schedule import timestep_of_nsr
 from annealing_guidance_pack.models.scale_network import NetworkConfig, ScaleNetwork
+from annealing_guidance_pack.models.schedule import timestep_of_nsr
 from annealing_guidance_pack.shapes.loader import VARIANTS, load_shapes
 from annealing_guidance_pack.training import cads, shapes
 from annealing_guidance_pack.training.pictures import Picture

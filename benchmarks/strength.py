@@ -2,55 +2,19 @@
 
     python tools/dev.py bench strength [--kinds epsilon flow] [--steps 8 10 20] [--samplers euler heun]
 
-Models in closed form (Gaussian data). Each figure is the largest relative deviation of the final latents, over five samples
-with their own lambda, from the reference:
+Models in closed form (Gaussian data, and one whose predictions bend). Each figure is the largest relative deviation of the final
+latents, over five samples with their own lambda, from the reference:
 
-    before   matched, growing linearly with the step      after   matched and corrected: what the nodes do
     epsilon: against the authors' 50 DDIM steps, with their network. flow (shift 3): against 28 null-renoised steps, with a
              scale rule that needs no weights.
     CFG      plain CFG 7.5 against its own 1000 steps: what the solver itself gets wrong
 
-The aim is at most twice CFG's figure, or 0.06 where that is larger; `*` marks figures above it, `!` burnt ones (above 1 where
-CFG's is below). 0.06 was 1.5 times the floor: how far the reference itself is from the same guidance in 1000 steps, which no
-accurate solver can undercut. The floor is 0.02 for epsilon now; for flow, whose 28 steps are coarser, it is 0.052 (it was
-0.086 before strengths composed), so the aim for flow is 1.5 times that, 0.078.
+The aim is at most twice CFG's figure, or 0.06, or 1.5 times the floor where that is larger; `*` marks figures above it, `!` burnt
+ones (above 1 where CFG's is below). The floor: how far the reference itself is from the same guidance in 1000 steps, which no
+accurate solver can undercut.
 
 Stochastic samplers: 256 seeds of one caption at once, the latents' mean along the caption and their spread, each over that of
-the reference over 256 noises. Prints tables and writes them to `benchmarks/results/strength.json`.
-
-Cells above the aim at 8, 10, 20, 30 and 50 steps, 30 per sampler (ComfyUI 0.3.75; the pack's rules and ComfyUI's samplers run on
-the same closed forms in float64, without the guider around them):
-
-    sampler                                         epsilon     flow      where
-    annealing, euler, ddim, euler_cfg_pp            0           0
-    heunpp2, dpmpp_2s_ancestral, seeds_2, seeds_3   0           0, 0, 0, 1
-    dpmpp_sde (eta 0), dpm_2, heun                  0, 0, 4     0, 2, 0   8 and 10 steps
-    dpmpp_2m, res_multistep                         4, 5        3, 4      8 and 10 steps; normal and even; karras 8
-    gradient_estimation                             3           2         10 steps
-    deis, lms                                       6, 7        2, 3      8 to 20 steps of normal and even
-    uni_pc, uni_pc_bh2                              4, 5        2, 5
-    ipndm, ipndm_v                                  12, 11      0, 1      8 to 20 steps, all but simple and sgm_uniform
-    dpm_fast (before it got the bounded rule)       22          6         burnt in 11 and 2 cells; see below
-    dpmpp_2m, res_multistep, gradient_est. cfg_pp   1, 3, 1     57        their step is wrong on flow models
-    dpmpp_2s_ancestral_cfg_pp                       5           22        the same
-
-dpm_fast then got the rule of solvers with one call: karras 10 steps from 51 to 3.1, 20 from 3.5 to 0.30, normal 20 from 6.7 to
-0.65; still burnt at 8 and 10.
-
-With saturation alone, as it was before (an implicit step, nothing taken out): gradient_estimation 11 and 26, dpmpp_2m 6 and
-24, ipndm 14 and 16, heun 5 and 22, deis 8 and 23 (of 36, with 100 steps). What got worse: dpmpp_2m karras at 8 steps, 0.39 to
-0.56, and res_multistep, 0.49 to 0.70; lms beta at 8 steps on flow. The simplest of the rules was kept; its one constant,
-LARGEST_PULL, moved the count little between 0.6 and 0.85, and was looked at on these closed forms only (in sample).
-
-Why the rest: two numbers describe each latent of these models, so some choice of per-step multipliers hits the reference
-exactly with any solver (found by least squares, deviation 0.0000 in every cell tried). But it is a knife edge: for ipndm, normal,
-10 steps, multipliers that differ by about 1% end 0.0 and 8.6 away from the reference. Solvers of order 3 and 4 are unstable at
-such steps under the strength asked for, and no rule that knows the gap only roughly holds the edge.
-
-A second-order null-renoising solver was tried in the place of the first-order one (extrapolating in log SNR D_w, D_u, or both)
-and not kept: on epsilon at karras 8, 10, 20 the first-order step is at 0.030, 0.027, 0.019, the best of the three at 0.183,
-0.132, 0.006; at normal 0.045, 0.041, 0.021 against 0.128, 0.042, 0.003, beta 0.016, 0.009, 0.003 against 0.042, 0.032, 0.007; on
-flow at karras, normal, beta and simple the first-order step is nearer in nearly every cell from 8 to 100 steps.
+the reference over 256 noises. Prints tables and writes `benchmarks/results/strength.json`, for docs/BENCHMARKS.md.
 """
 
 from __future__ import annotations
@@ -254,13 +218,11 @@ class Benchmark:
             x = sampler.sampler_function(denoiser, x.float(), sigmas, **arguments)
         return self.sampling.inverse_noise_scaling(sigmas[-1], x).double()
 
-    def cell(self, sampler: str, schedule: str, steps: int, versions: tuple[str, ...]) -> dict[str, float]:
-        """Deviation of each version, and of plain CFG."""
-        sigmas, figures = self.sigmas(schedule, steps), {}
-        for version in versions:
-            with uncorrected(version):
-                figures[version] = deviation(self.annealing(sampler, sigmas), self.reference)
-        return {**figures, "cfg": deviation(self.cfg(sampler, sigmas), self.cfg_reference)}
+    def cell(self, sampler: str, schedule: str, steps: int) -> dict[str, float]:
+        """Deviation of annealing guidance, and of plain CFG."""
+        sigmas = self.sigmas(schedule, steps)
+        cfg = deviation(self.cfg(sampler, sigmas), self.cfg_reference)
+        return {"annealing": deviation(self.annealing(sampler, sigmas), self.reference), "cfg": cfg}
 
     def over_seeds(self, latents) -> tuple[float, float]:
         """Size of the mean latent along the caption, and the spread around it over the data's own."""
@@ -278,20 +240,6 @@ def sampler_named(name: str, stochastic: bool = False):
     return comfy.samplers.sampler_object(name)
 
 
-@contextlib.contextmanager
-def uncorrected(version: str):
-    """Matching without its corrections: "linear" has neither, "saturated" no correction for multistep solvers."""
-    from unittest.mock import patch
-
-    folding, multistep = pack_module("guidance.folding"), pack_module("guidance.multistep").Multistep
-    with contextlib.ExitStack() as stack:
-        if version == "linear":
-            stack.enter_context(patch.object(folding, "saturation", lambda *arguments: 1.0))
-        if version in ("linear", "saturated"):
-            stack.enter_context(patch.object(multistep, "applies", False))
-        yield
-
-
 def deviation(latent, reference) -> float:
     relative = (latent - reference).flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)
     return relative.nan_to_num(1e9, 1e9).max().clamp(max=1e9).item()
@@ -303,30 +251,23 @@ def mark(value: float, cfg: float, aim: float) -> str:
     return "*" if value > max(aim, AIM_OF_CFG * cfg) else " "
 
 
-def deterministic_table(benchmark: Benchmark, title: str, samplers, schedules, steps, versions) -> dict:
-    """Prints the deviations of each version and (in brackets) of CFG, and how many miss the aim."""
+def deterministic_table(benchmark: Benchmark, title: str, samplers, schedules, steps) -> dict:
+    """Prints the deviations and (in brackets) those of CFG, and how many miss the aim."""
     floor = benchmark.floor
-    aim, cells = max(AIM, AIM_OF_FLOOR * floor), {}
+    aim, rows, marks = max(AIM, AIM_OF_FLOOR * floor), {}, []
     print(f"\n{title}: floor of the reference {floor:.3f}, aim {aim:.3f}", flush=True)
     for sampler in samplers:
-        print(f"\n{title}, {sampler}: {' / '.join(versions)} (CFG) at {', '.join(map(str, steps))} steps", flush=True)
+        print(f"\n{title}, {sampler}: annealing (CFG) at {', '.join(map(str, steps))} steps", flush=True)
         for schedule in schedules:
-            row = {f"{sampler}/{schedule}/{n}": benchmark.cell(sampler, schedule, n, versions) for n in steps}
-            cells |= row
-            texts = []
-            for cell in row.values():
-                figures = "/".join(f"{cell[v]:7.3f}{mark(cell[v], cell['cfg'], aim)}" for v in versions)
-                texts.append(f"{figures}({cell['cfg']:.3f})")
+            found = [benchmark.cell(sampler, schedule, n) for n in steps]
+            row_marks = [mark(cell["annealing"], cell["cfg"], aim) for cell in found]
+            texts = [f"{cell['annealing']:7.3f}{m}({cell['cfg']:.3f})" for cell, m in zip(found, row_marks, strict=True)]
             print(f"  {schedule:12}" + "  ".join(texts), flush=True)
-    for version in versions:
-        marks = [mark(cell[version], cell["cfg"], aim) for cell in cells.values()]
-        missed = len(marks) - marks.count(" ")
-        print(f"{title}, {version}: {missed} of {len(marks)} cells miss the aim, {marks.count('!')} of them burnt", flush=True)
-    rows = {}
-    for name, cell in cells.items():
-        row = rows.setdefault(name.rpartition("/")[0], {version: [] for version in cell})
-        for version, value in cell.items():
-            row[version].append(float(f"{value:.3g}"))
+            marks += row_marks
+            values = {name: [float(f"{cell[name]:.3g}") for cell in found] for name in ("annealing", "cfg")}
+            rows[f"{sampler}/{schedule}"] = {**values, "marks": row_marks}
+    missed = len(marks) - marks.count(" ")
+    print(f"{title}: {missed} of {len(marks)} cells miss the aim, {marks.count('!')} of them burnt", flush=True)
     return {"floor": round(floor, 4), "aim": round(aim, 4), "steps": list(steps), "rows": rows}
 
 
@@ -376,12 +317,12 @@ def main() -> None:
     others = {"0.8 and 1": gaussian(0.8, 1.0), "0.2 and 0.9": gaussian(0.2, 0.9), "two points": two_points()}
     for kind in options.kinds:
         if "authors" in options.parts:
-            table = deterministic_table(Benchmark(kind), kind, samplers, SCHEDULES, options.steps, ("linear", "shipped"))
+            table = deterministic_table(Benchmark(kind), kind, samplers, SCHEDULES, options.steps)
             save(options.output, kind, "authors", table)
         for name, data in others.items() if "others" in options.parts else ():
-            few, versions = [n for n in OTHER_STEPS if n in options.steps], ("linear", "saturated", "shipped")
+            few = [n for n in OTHER_STEPS if n in options.steps]
             chosen = [sampler for sampler in OTHER_SAMPLERS if sampler in samplers]
-            table = deterministic_table(Benchmark(kind, data), f"{kind}, {name}", chosen, OTHER_SCHEDULES, few, versions)
+            table = deterministic_table(Benchmark(kind, data), f"{kind}, {name}", chosen, OTHER_SCHEDULES, few)
             save(options.output, kind, name, table)
         if "seeds" in options.parts:
             table = stochastic_table(kind, stochastic, [n for n in options.steps if n <= 50])

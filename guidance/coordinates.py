@@ -86,7 +86,7 @@ def sigma_of_nsr(model_sampling: ModelSampling, nsr: torch.Tensor) -> torch.Tens
 
 
 def gap_divisor(model_sampling: ModelSampling, sigma: torch.Tensor) -> torch.Tensor:
-    """What D_u - D_c is divided by to become the gap of the network's training: sigma (noise), or s (velocity). Shaped as sigma."""
+    """What D_u - D_c is divided by to become the network's gap, shaped as sigma: sigma itself (noise), or s (velocity)."""
     if path_of(model_sampling) == "flow":
         return schedule.share_of_nsr(nsr_of_sigma(model_sampling, sigma))
     return sigma.to(torch.float32)

@@ -34,9 +34,10 @@ LEAST_DIVISOR = 1e-6  # some samplers ask at level 0, where the gap is 0 too
 # Between timesteps that many points: the network's timestep is off by 1e-3 at most, and by nothing at scheduled levels.
 POINTS_PER_TIMESTEP = 4
 
-# A row of the table: the cell's lower level; what is interpolated in the cell (timestep, gap divisor, gap response, k of a training
-# step that leaves noise, k of one that leads to the picture), its slopes; and of the step: k, gain, whether it is the last, weights.
-_VALUES, _SLOPES, _K, _GAIN, _IS_LAST, _WEIGHTS = slice(1, 6), slice(6, 11), 11, 12, 13, slice(14, None)
+# A row of the table: the cell's lower level; what is interpolated in the cell (timestep, gap divisor, gap response, k of a
+# training step that leaves noise, k of one that leads to the picture), its slopes; and of the step: k, gain, whether it is the
+# last, its number, weights.
+_VALUES, _SLOPES, _K, _GAIN, _IS_LAST, _STEP, _WEIGHTS = slice(1, 6), slice(6, 11), 11, 12, 13, 14, slice(15, None)
 _K_ONWARDS, _K_TO_PICTURE = [4, 9], [5, 10]  # value and slope
 
 
@@ -47,6 +48,7 @@ class Level(NamedTuple):
     training_k: k of one training step from here; k: of the sampler's own step, >= 1. See folding_factor.
     response: by how much the gap shrinks, relative to it, when the guidance moves x by it.
     gain: what the sampler must be handed of a displacement: 1 for an ordinary sampler, 1 / k for null renoising.
+    step: the number of the sampler's step, from 0.
     weights: [B, K], the solver's on this prediction and on the ones before it.
     """
 
@@ -57,6 +59,7 @@ class Level(NamedTuple):
     k: torch.Tensor
     response: torch.Tensor
     gain: torch.Tensor
+    step: torch.Tensor
     weights: torch.Tensor
 
 
@@ -128,7 +131,9 @@ class Course:
         gain = cells[:, _GAIN]
         if self._pauses:
             gain = gain * self._pauses.moves(sigma)
-        return Level(sigma, timestep, divisor, training_k, cells[:, _K], response, gain, cells[:, _WEIGHTS])
+        return Level(
+            sigma, timestep, divisor, training_k, cells[:, _K], response, gain, cells[:, _STEP], cells[:, _WEIGHTS]
+        )
 
     def _cell(self, sigma: torch.Tensor) -> torch.Tensor:
         return torch.bucketize(sigma, self._starts, right=True)
@@ -185,7 +190,9 @@ class _Steps:
         if len(levels) < 2:
             levels = torch.tensor([float(given[0]) if len(given) else 1.0, 0.0], dtype=torch.float64)
         self.levels = levels
-        self.pauses = [level for level, following in zip(given.tolist(), given[1:].tolist(), strict=False) if level == following > 0]
+        self.pauses = [
+            level for level, following in zip(given.tolist(), given[1:].tolist(), strict=False) if level == following > 0
+        ]
         self.ends_in_the_picture = bool(levels[-1] <= 0)
         start, end = levels[:-1], levels[1:]
         nsr = coordinates.nsr_of_sigma(model_sampling, start)
@@ -246,7 +253,7 @@ def _cells(model_sampling: ModelSampling, info: ScaleInfo, steps: _Steps) -> tor
     middle = torch.cat([(sigma[1:] + sigma[:-1]) / 2, sigma[-1:]])
     step = (steps.upper_ends()[None] > middle[:, None]).sum(1) - 1
     is_last = (step == len(steps.k) - 1) & steps.ends_in_the_picture
-    of_step = torch.stack([steps.k[step], steps.gain[step], is_last.double()], dim=1)
+    of_step = torch.stack([steps.k[step], steps.gain[step], is_last.double(), step.double()], dim=1)
     return torch.cat([sigma[:, None], values, slopes, of_step, steps.weights[step]], dim=1).float()
 
 

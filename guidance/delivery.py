@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .course import SAME_LEVEL, Level
+from .course import Level
 from .coverage import per_sample
 
 
@@ -12,9 +12,9 @@ class Delivery:
     """Fits guided predictions to a run's sampler. Remembers what a multistep solver remembers; never waits for the device."""
 
     def __init__(self, renoises: bool, remembers: int):
-        """renoises: the sampler renoises with the unconditional prediction. remembers: from how many earlier calls it extrapolates."""
+        """renoises: with the unconditional prediction. remembers: from how many earlier calls the sampler extrapolates."""
         self._renoises, self._remembers = renoises, remembers
-        self._earlier: list[tuple[torch.Tensor, torch.Tensor]] = []  # level and displacement of each call, newest first
+        self._earlier: list[tuple[torch.Tensor, torch.Tensor]] = []  # step and displacement of each call, newest first
 
     def __call__(self, level: Level, cond: torch.Tensor, uncond: torch.Tensor, guided: torch.Tensor) -> torch.Tensor:
         """The denoised prediction for the sampler, shaped as all three [B, ...]; uncond: what the sampler takes for D_u.
@@ -41,14 +41,14 @@ class Delivery:
         return extrapolated - gap
 
     def _with_earlier(self, level: Level, displacement: torch.Tensor, sign: float) -> torch.Tensor:
-        """displacement + sign sum_j b_j (those before). What came at a lower level, before a step back, counts no longer."""
-        for j, (sigma, earlier) in enumerate(self._earlier, 1):
-            counts = per_sample((sigma > level.sigma * (1 + SAME_LEVEL)).to(earlier.dtype), earlier)
+        """displacement + sign sum_j b_j (those before). What came before a step back to more noise counts no longer."""
+        for j, (step, earlier) in enumerate(self._earlier, 1):
+            counts = per_sample((step < level.step).to(earlier.dtype), earlier)
             displacement = torch.addcmul(displacement, counts * _weight(level, j, earlier), earlier, value=sign)
         return displacement
 
     def _remember(self, level: Level, displacement: torch.Tensor) -> None:
-        self._earlier = [(level.sigma, displacement), *self._earlier][: self._remembers]
+        self._earlier = [(level.step, displacement), *self._earlier][: self._remembers]
 
 
 def _weight(level: Level, j: int, like: torch.Tensor) -> torch.Tensor:

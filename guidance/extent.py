@@ -70,7 +70,7 @@ class GapExtent:
         return (mean * (reference_numel or self._numel(cond))).sqrt()
 
     def product(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Inner product per sample of two latents [B, ...] over the values that count, after a gap_norm: [B], float32, any unit."""
+        """Inner product per sample of two latents [B, ...] over the values that count, after a gap_norm: [B], in any unit."""
         values = (a.to(torch.float32) * b.to(torch.float32)).flatten(1)
         product = (values if self._weight is None else values * self._weight).sum(dim=1)
         return product.mean().expand_as(product) if self._frames_on_batch else product

@@ -23,11 +23,14 @@ import comfy.k_diffusion.sa_solver
 import numpy as np
 import torch
 
+from .host_types import Options
+
 Weights = list[float]
+UNIPC_END = 0.001  # to which ComfyUI's UniPC steps in the place of 0
 MOST = 4  # earlier predictions that count, with the newest
 
 
-def weights_of(name: str, levels: list[float], log_snr: list[float], options: dict) -> list[Weights]:
+def weights_of(name: str, levels: list[float], log_snr: list[float], options: Options) -> list[Weights]:
     """The weights of every step of a run: [1.0] for a step that goes by its own prediction alone.
 
     levels: ComfyUI's sigmas, log_snr: -log nsr of each, both [N + 1]; options: the sampler's, and as "tau" SA-Solver's share of
@@ -36,6 +39,8 @@ def weights_of(name: str, levels: list[float], log_snr: list[float], options: di
     steps = len(levels) - 1
     if name not in _WEIGHTS:
         return [[1.0]] * steps
+    if name.startswith("unipc") and levels[-1] <= 0:
+        levels = [*levels[:-1], UNIPC_END]
     weigh = _WEIGHTS[name](levels, log_snr, options)
     last = steps - 1 if levels[-1] <= 0 else steps  # every solver's step to the picture is the prediction itself
     return [_checked(weigh, i) if i < last and levels[i] > levels[i + 1] else [1.0] for i in range(steps)]
@@ -49,7 +54,7 @@ def _checked(weigh: Weigher, i: int) -> Weights:
     try:
         with np.errstate(all="ignore"):
             weights = weigh(i)
-    except (ArithmeticError, np.linalg.LinAlgError, torch.linalg.LinAlgError):
+    except (ArithmeticError, np.linalg.LinAlgError, RuntimeError):
         return [1.0]
     return [float(weight) for weight in weights] if np.isfinite(weights).all() and abs(weights[0]) > 1e-3 else [1.0]
 
@@ -59,13 +64,13 @@ def _two_step(ratio: Callable[[int], float]) -> Weigher:
     return lambda i: [1.0 + ratio(i), -ratio(i)] if i else [1.0]
 
 
-def _dpmpp_2m(levels: list[float], log_snr: list[float], options: dict) -> Weigher:
+def _dpmpp_2m(levels: list[float], log_snr: list[float], options: Options) -> Weigher:
     """DPM-Solver++(2M), arXiv 2211.01095, in log sigma whatever the model."""
     t = [-math.log(level) if level > 0 else math.inf for level in levels]
     return _two_step(lambda i: (t[i + 1] - t[i]) / (2 * (t[i] - t[i - 1])))
 
 
-def _dpmpp_2m_sde(levels: list[float], log_snr: list[float], options: dict) -> Weigher:
+def _dpmpp_2m_sde(levels: list[float], log_snr: list[float], options: Options) -> Weigher:
     eta, heun = float(options.get("eta", 1.0)), options.get("solver_type") == "heun"
 
     def ratio(i: int) -> float:
@@ -76,7 +81,7 @@ def _dpmpp_2m_sde(levels: list[float], log_snr: list[float], options: dict) -> W
     return _two_step(ratio)
 
 
-def _dpmpp_3m_sde(levels: list[float], log_snr: list[float], options: dict) -> Weigher:
+def _dpmpp_3m_sde(levels: list[float], log_snr: list[float], options: Options) -> Weigher:
     eta = float(options.get("eta", 1.0))
 
     def weigh(i: int) -> Weights:
@@ -96,7 +101,7 @@ def _dpmpp_3m_sde(levels: list[float], log_snr: list[float], options: dict) -> W
     return weigh
 
 
-def _res_multistep(levels: list[float], log_snr: list[float], options: dict) -> Weigher:
+def _res_multistep(levels: list[float], log_snr: list[float], options: Options) -> Weigher:
     """arXiv 2308.02157, second order."""
     eta = float(options.get("eta", 0.0))
 
@@ -119,7 +124,7 @@ def _slopes(levels: list[float], betas: Callable[[int], Weights]) -> Weigher:
     return lambda i: [beta * levels[i] / levels[i - j] for j, beta in enumerate(betas(i))]
 
 
-def _gradient_estimation(levels: list[float], log_snr: list[float], options: dict) -> Weigher:
+def _gradient_estimation(levels: list[float], log_snr: list[float], options: Options) -> Weigher:
     gamma = float(options.get("ge_gamma", 2.0))
     return _slopes(levels, lambda i: [gamma, 1 - gamma] if i else [1.0])
 
@@ -127,12 +132,12 @@ def _gradient_estimation(levels: list[float], log_snr: list[float], options: dic
 _ADAMS_BASHFORTH = ([1.0], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24])
 
 
-def _ipndm(levels: list[float], log_snr: list[float], options: dict) -> Weigher:
+def _ipndm(levels: list[float], log_snr: list[float], options: Options) -> Weigher:
     order = int(options.get("max_order", 4))
     return _slopes(levels, lambda i: _ADAMS_BASHFORTH[min(order, i + 1) - 1])
 
 
-def _ipndm_v(levels: list[float], log_snr: list[float], options: dict) -> Weigher:
+def _ipndm_v(levels: list[float], log_snr: list[float], options: Options) -> Weigher:
     order = int(options.get("max_order", 4))
     steps = np.diff(levels)
 
@@ -157,7 +162,7 @@ def _ipndm_v(levels: list[float], log_snr: list[float], options: dict) -> Weighe
     return _slopes(levels, betas)
 
 
-def _lms(levels: list[float], log_snr: list[float], options: dict) -> Weigher:
+def _lms(levels: list[float], log_snr: list[float], options: Options) -> Weigher:
     order = int(options.get("order", 4))
 
     def betas(i: int) -> Weights:
@@ -175,7 +180,7 @@ def _lagrange_mean(nodes: list[float], j: int, start: float, end: float) -> floa
     return float((integral(end) - integral(start)) / (end - start))
 
 
-def _deis(levels: list[float], log_snr: list[float], options: dict) -> Weigher:
+def _deis(levels: list[float], log_snr: list[float], options: Options) -> Weigher:
     mode, order = options.get("deis_mode", "tab"), int(options.get("max_order", 3))
     table = comfy.k_diffusion.deis.get_deis_coeff_list(torch.tensor(levels), order, deis_mode=mode)
 
@@ -185,7 +190,7 @@ def _deis(levels: list[float], log_snr: list[float], options: dict) -> Weigher:
     return _slopes(levels, betas)
 
 
-def _er_sde(levels: list[float], log_snr: list[float], options: dict) -> Weigher:
+def _er_sde(levels: list[float], log_snr: list[float], options: Options) -> Weigher:
     """ER-SDE-Solver-3, arXiv 2309.06169, with ComfyUI's 200 points for its integrals."""
     from .samplers import _er_sde_noise
 
@@ -212,10 +217,10 @@ def _er_sde(levels: list[float], log_snr: list[float], options: dict) -> Weigher
     return weigh
 
 
-def _unipc(variant: str) -> Callable[[list[float], list[float], dict], Weigher]:
+def _unipc(variant: str) -> Callable[[list[float], list[float], Options], Weigher]:
     """UniPC-p with data prediction, arXiv 2302.04867: the corrector of the step before, then the predictor of this one."""
 
-    def of_run(levels: list[float], log_snr: list[float], options: dict) -> Weigher:
+    def of_run(levels: list[float], log_snr: list[float], options: Options) -> Weigher:
         steps = len(levels) - 1
         order = max(1, min(3, steps - 1))
         t = [-math.log(level) if level > 0 else math.inf for level in levels]
@@ -265,7 +270,7 @@ def _unipc_step(t: list[float], i: int, order: int, variant: str) -> tuple[np.nd
     )
 
 
-def _sa_solver(levels: list[float], log_snr: list[float], options: dict) -> Weigher:
+def _sa_solver(levels: list[float], log_snr: list[float], options: Options) -> Weigher:
     """SA-Solver, arXiv 2309.05019: as UniPC a corrector of the step before, then a predictor; ComfyUI's own coefficients."""
     steps, tau = len(levels) - 1, options["tau"]
     predictor, corrector = int(options.get("predictor_order", 3)), int(options.get("corrector_order", 4))
@@ -305,7 +310,7 @@ def _sa_solver(levels: list[float], log_snr: list[float], options: dict) -> Weig
     return weigh
 
 
-_WEIGHTS: dict[str, Callable[[list[float], list[float], dict], Weigher]] = {
+_WEIGHTS: dict[str, Callable[[list[float], list[float], Options], Weigher]] = {
     "dpmpp_2m": _dpmpp_2m,
     "dpmpp_2m_sde": _dpmpp_2m_sde,
     "dpmpp_2m_sde_heun": _dpmpp_2m_sde,

@@ -59,8 +59,8 @@ class Guidance:
             raise AnnealingError(f"guidance_lambda is {self.guidance_lambda}. Set it to a number from 0 to 1.")
         if not (self.cfg == 0 or 1 <= self.cfg <= LARGEST_CFG):
             raise AnnealingError(
-                f"cfg is {self.cfg}. Set it to the CFG that you would use, from 1 (no guidance) to {LARGEST_CFG:g}, or to 0 for the "
-                "strength that the scale was trained with."
+                f"cfg is {self.cfg}. Set it to the CFG that you would use, from 1 (no guidance) to {LARGEST_CFG:g}, or to 0 for "
+                "the strength that the scale was trained with."
             )
         if self.projection not in PROJECTIONS:
             raise AnnealingError(f'projection is "{self.projection}". Choose one of: {", ".join(PROJECTIONS)}.')
@@ -123,7 +123,8 @@ class GuidedRun:
             scale = self.guidance.scale_model(level.timestep, gap_norm, self.guidance_lambda)
         cfg_scale = strength.cfg_scale(level, scale, self.guidance.match_training_steps, self.several_calls)
         if self.stretch:
-            cfg_scale = torch.addcmul(self.stretch.offset, self.stretch.factor, cfg_scale)
+            # A course below 1, as at the start of flow runs, must not be stretched to guidance away from the prompt.
+            cfg_scale = torch.addcmul(self.stretch.offset, self.stretch.factor, cfg_scale).clamp(min=1.0)
         return level, GuidedCall(level.sigma, level.timestep, gap_norm, scale, cfg_scale, None)
 
     def across(self, cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
@@ -142,8 +143,8 @@ class GuidedRun:
         if self.guidance.cfg or self.course.steps > FEW_STEPS or trained < MANY_STEPS:
             return []
         return [
-            f'This run has {self.course.steps} steps, and the scale "{info.name}" was made for {trained}. A model made for few steps '
-            "(turbo, lightning, LCM) wants hardly any guidance: set cfg to 1 to 2 there."
+            f'This run has {self.course.steps} steps, and the scale "{info.name}" was made for {trained}. A model made for few '
+            "steps (turbo, lightning, LCM) wants hardly any guidance: set cfg to 1 to 2 there."
         ]
 
     def record(self, call: GuidedCall) -> None:

@@ -99,6 +99,7 @@ class SamplerFacts:
 
     @property
     def calls_per_step(self) -> int:
+        """How often it calls the model in a step; 1 where nothing is known."""
         return CALLS_PER_STEP.get(self.name, 1)
 
     @property
@@ -173,9 +174,9 @@ def _own_facts(sampler: Sampler) -> SamplerFacts:
     # ComfyUI makes these two anew for each sampler.
     name = name.removesuffix("_function") if name in ("dpm_fast_function", "dpm_adaptive_function") else name
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
-        parameters = ()
+        parameters = []
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return SamplerFacts(name.removeprefix("sample_").removesuffix("_gpu"), function, defaults | given)
 

@@ -149,6 +149,8 @@ def _known_by(latent: torch.Tensor) -> tuple[tuple[int, int], torch.Tensor]:
 def _to_host(calls: list[GuidedCall]) -> list[GuidedCall]:
     """One transfer for all calls."""
     sizes = [call.sigma.shape[0] for call in calls]
-    whole = [torch.stack([*call[:-1], torch.zeros_like(call.scale) if call.coverage is None else call.coverage]) for call in calls]
+    whole = [
+        torch.stack([*call[:-1], torch.zeros_like(call.scale) if call.coverage is None else call.coverage]) for call in calls
+    ]
     host = torch.cat(whole, dim=1).cpu()
     return [GuidedCall(*columns) for columns in host.split(sizes, dim=1)]

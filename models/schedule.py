@@ -114,7 +114,7 @@ def _ends(grid: tuple[float, ...] | int, path: Path) -> tuple[float, float, floa
         second = float(sigmas[below_first]) if below_first >= 0 else 0.0
         return float(sigmas[-1]), second, float(sigmas[min(grid, TIMESTEPS - 1)]), float(sigmas[0])
     step = torch.tensor([1.0, 1 - grid / TIMESTEPS, min(2 * grid / TIMESTEPS, 1.0), grid / TIMESTEPS], dtype=torch.float64)
-    return tuple(nsr_of_share(step).tolist())  # type: ignore[return-value]
+    return tuple(nsr_of_share(step).tolist())
 
 
 def _next_inside(nsr: torch.Tensor, grid: tuple[float, ...] | int, path: Path) -> torch.Tensor:

@@ -125,7 +125,11 @@ class AnnealingModelPatch(io.ComfyNode):
         return io.NodeOutput(*patch_model(model, guidance, live_chart(cls.hidden, notes)))
 
 
-_ALIASES = ["annealing guidance", "learned guidance scale", "dynamic cfg", "adaptive cfg", "cfg scheduler", "cfg++"]
+# Words alone, too: the search ranks a whole alias above a part of one.
+_ALIASES = [
+    *("annealing", "annealing guidance", "guidance", "guidance scale", "learned guidance scale", "lambda"),
+    *("cfg", "cfg++", "dynamic cfg", "adaptive cfg", "cfg scheduler"),
+]
 
 
 def _lambdas(guidance_lambda: float, lambda_per_sample: str) -> float | torch.Tensor:
@@ -149,8 +153,8 @@ def scale_model_or_default(model, scale_model: ScaleModel | None, cfg: float = 0
         if cfg <= 1:
             raise
         note = (
-            f"No scale is trained for {model_name(model)} yet: the guidance follows a constant CFG++ rule, as strong as CFG {cfg:g}. "
-            "Train Annealing Scale trains one, once per model."
+            f"No scale is trained for {model_name(model)} yet: the guidance follows a constant CFG++ rule, as strong as CFG "
+            f"{cfg:g}. Train Annealing Scale trains one, once per model."
         )
         return FixedScale("constant", 1.0), [note]
     return scale_model, remarks(model, scale_model.info)
@@ -183,9 +187,9 @@ def _guidance_inputs() -> list[io.Input]:
         AnnealingScale.Input(
             "scale_model",
             optional=True,
-            tooltip="The learned scale. Unconnected: one that was trained on this model, else the one of its family. For SDXL that is "
-            "the authors' network, 0.6 MB, downloaded once from their repository; for the Shapes demo the bundled one. Other models "
-            "need one, or a cfg.",
+            tooltip="The learned scale. Unconnected: one that was trained on this model, else the one of its family. For SDXL "
+            "that is the authors' network, 0.6 MB, downloaded once from their repository; for the Shapes demo the bundled one. Other "
+            "models need one, or a cfg.",
         ),
         io.Float.Input(
             "guidance_lambda",
@@ -231,17 +235,18 @@ def _guidance_inputs() -> list[io.Input]:
             step=0.5,
             round=0.01,
             optional=True,
-            tooltip="How strong, said in ordinary CFG: 5 is as strong as CFG 5, on average over the run; 1 is no guidance. 0: as the "
-            "scale was trained (SDXL's: about 11 at lambda 0.4). Fine-tunes of SDXL mostly want 4 to 7, turbo and lightning models "
-            "1 to 2. With a cfg, models without a scale of their own are guided too, by a constant rule.",
+            tooltip="How strong, said in ordinary CFG: 5 is as strong as CFG 5, on average over the run; 1 is no guidance. 0: as "
+            "the scale was trained (SDXL's: about 11 at lambda 0.4). Fine-tunes of SDXL mostly want 4 to 7, few-step models "
+            "(turbo, lightning, LCM) 1 to 2. With a cfg above 1, models without a scale of their own are guided too, by a "
+            "constant rule.",
         ),
         io.Combo.Input(
             "projection",
             options=list(PROJECTIONS),
             default="auto",
             optional=True,
-            tooltip="on: guide only across the conditional prediction, which keeps strong guidance from over-saturating (as APG with "
-            "eta 0 does). off: guide by the whole gap, as the paper does. auto: as the scale was trained; the authors' is off.",
+            tooltip="on: guide only across the conditional prediction, which keeps strong guidance from over-saturating (as "
+            "APG with eta 0 does). off: guide by the whole gap, as the paper does. auto: as the scale was trained; the authors' is off.",
             **where_known(io.Combo.Input, advanced=True),
         ),
     ]

@@ -9,8 +9,13 @@ from typing import Any
 # A folder of our own in the menu: ComfyUI moved its guiders from sampling/custom_sampling/ to model/sampling/, and following
 # either would scatter our nodes on the other.
 CATEGORY = "sampling/annealing guidance"
+SCALE_CATEGORY = f"{CATEGORY}/scale"
+SAMPLING_CATEGORY = f"{CATEGORY}/sampling"
+PICTURES_CATEGORY = f"{CATEGORY}/pictures"
 TRAINING_CATEGORY = f"{CATEGORY}/training"
-TRAINING_ALIASES = ["train guidance", "train scale", "annealing guidance", "learned guidance scale", "profile"]
+DEMO_CATEGORY = f"{CATEGORY}/demo"
+# "annealing", "guidance", "cfg" and "lambda" belong to the guider and the patch alone: whoever types them looks for a way in.
+TRAINING_ALIASES = ["train scale", "fit scale", "profile"]
 
 
 def where_known(target: Callable[..., Any], **arguments: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..plots.scale_map import map_figure
 from ..plots.trace import trace_figure, trace_table
 from .files import inside
 from .guider import AnnealingTraceType, parse_lambdas
-from .host import CATEGORY, where_known
+from .host import PICTURES_CATEGORY, where_known
 from .progress import show_text
 from .scale import AnnealingScale
 
@@ -24,7 +24,7 @@ _NOT_SAMPLED = (
     "it to {input}, so that this node runs after it."
 )
 _NOT_SURE = "Several runs used this guider, and none of them gave these very samples: this is the latest run."
-_ALIASES = ["annealing guidance", "guidance plot", "cfg plot", "cfg chart"]
+_ALIASES = ["scale chart", "strength chart"]
 
 MOST_MAPS = 16
 
@@ -37,7 +37,7 @@ class AnnealingScalePlot(io.ComfyNode):
         return io.Schema(
             node_id="AnnealingScalePlot",
             display_name="Scale Plot",
-            category=CATEGORY,
+            category=PICTURES_CATEGORY,
             description="Draws which scales the sampling used, step by step, with the size of the gap: a line for each sample. "
             "Needs matplotlib.",
             inputs=[
@@ -77,7 +77,7 @@ class AnnealingScaleMap(io.ComfyNode):
         return io.Schema(
             node_id="AnnealingScaleMap",
             display_name="Scale Map",
-            category=CATEGORY,
+            category=PICTURES_CATEGORY,
             description="Draws the scale that a scale model gives for every noise level and every size of the gap, one map for "
             "each lambda. With a trace, the way that its run took over the map. Needs matplotlib.",
             inputs=[
@@ -139,7 +139,9 @@ def _write_table(trace: RunTrace, prefix: str) -> Path:
     try:
         write_whole(path, trace_table(trace).encode())
     except OSError as error:
-        raise AnnealingError(f"The numbers could not be written to {path}: {in_words(error)}. Choose another csv_prefix.") from error
+        raise AnnealingError(
+            f"The numbers could not be written to {path}: {in_words(error)}. Choose another csv_prefix."
+        ) from error
     return path
 
 

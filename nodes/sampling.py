@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..guidance import paper_schedule
 from ..guidance.sampler import null_renoising_sampler
-from .host import CATEGORY, where_known
+from .host import SAMPLING_CATEGORY, where_known
 
 
 class AnnealingSampler(io.ComfyNode):
@@ -18,7 +18,7 @@ class AnnealingSampler(io.ComfyNode):
         return io.Schema(
             node_id="AnnealingSampler",
             display_name="Annealing Sampler (null renoising)",
-            category=CATEGORY,
+            category=SAMPLING_CATEGORY,
             description="The sampler that the learned scale was made for: the picture is guided, the noise is put back with the "
             "unconditional prediction (the CFG++ step). For epsilon, v-prediction and flow models. With the Annealing "
             "Guider, or with CFGGuider at a cfg of about 0.6 to 1.2.",
@@ -47,7 +47,7 @@ class AnnealingSampler(io.ComfyNode):
                 ),
             ],
             outputs=[io.Sampler.Output(display_name="sampler", tooltip="Connect it to SamplerCustomAdvanced or SamplerCustom.")],
-            **where_known(io.Schema, search_aliases=["cfg++", "ddim", "null renoising"]),
+            **where_known(io.Schema, search_aliases=["ddim", "null renoising", "cfg++ sampler"]),
         )
 
     @classmethod
@@ -63,7 +63,7 @@ class AnnealingPaperSigmas(io.ComfyNode):
         return io.Schema(
             node_id="AnnealingPaperSigmas",
             display_name="Paper Schedule (DDIM)",
-            category=CATEGORY,
+            category=SAMPLING_CATEGORY,
             description="The noise levels of the paper: evenly spaced timesteps from 980 down to 0 at 50 steps (DDIM, leading "
             "spacing), by the model's own table. For flow models: evenly spaced times from pure noise, with the model's "
             "shift.",

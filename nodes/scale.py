@@ -16,7 +16,7 @@ from ..models.errors import AnnealingError
 from ..models.fixed_scale import RULES, FixedScale
 from ..models.scale_file import load_scale
 from ..models.scale_model import ScaleModel
-from .host import CATEGORY, where_known
+from .host import SCALE_CATEGORY, where_known
 
 FOLDER = "annealing_guidance"  # ComfyUI's name for the models folder, also in extra_model_paths.yaml
 EXTENSIONS = {".safetensors", ".pt"}
@@ -96,7 +96,7 @@ class AnnealingScaleLoader(io.ComfyNode):
         return io.Schema(
             node_id="AnnealingScaleLoader",
             display_name="Load Annealing Scale",
-            category=CATEGORY,
+            category=SCALE_CATEGORY,
             description="Loads a learned guidance scale for the Annealing Guider or for Annealing Guidance (KSampler).",
             inputs=[
                 io.Combo.Input(
@@ -114,7 +114,7 @@ class AnnealingScaleLoader(io.ComfyNode):
                     "Annealing Guidance (KSampler).",
                 )
             ],
-            **where_known(io.Schema, search_aliases=["annealing guidance", "learned guidance scale", "cfg++"]),
+            **where_known(io.Schema, search_aliases=["load scale", "scale file"]),
         )
 
     @classmethod
@@ -146,7 +146,7 @@ class AnnealingFixedScale(io.ComfyNode):
         return io.Schema(
             node_id="AnnealingFixedScale",
             display_name="Fixed Scale (baseline)",
-            category=CATEGORY,
+            category=SCALE_CATEGORY,
             description="A guidance scale that follows a fixed rule instead of a learned one, to compare with. Like the learned "
             "scale it is a CFG++ scale: ordinary values are 0.6 to 1.2, not 7. It takes no notice of guidance_lambda.",
             inputs=[
@@ -202,7 +202,7 @@ class AnnealingFixedScale(io.ComfyNode):
                     tooltip="The rule as a scale model. Connect it where a learned scale would go.",
                 )
             ],
-            **where_known(io.Schema, search_aliases=["cfg++", "cfg schedule", "limited interval guidance"]),
+            **where_known(io.Schema, search_aliases=["constant scale", "limited interval", "scale schedule"]),
         )
 
     @classmethod

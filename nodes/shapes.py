@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..shapes.loader import VARIANTS, captioned_pictures, load_shapes
-from .host import CATEGORY, where_known
+from .host import DEMO_CATEGORY, where_known
 
 
 class ShapesLoader(io.ComfyNode):
@@ -14,7 +14,7 @@ class ShapesLoader(io.ComfyNode):
         return io.Schema(
             node_id="ShapesLoader",
             display_name="Load Shapes (demo model)",
-            category=CATEGORY,
+            category=DEMO_CATEGORY,
             description=(
                 "A tiny text-to-image model that comes with Annealing Guidance, to try it without any download. It draws two "
                 'coloured shapes at 128 x 128: "a red circle left of a blue square".'
@@ -48,7 +48,7 @@ class ShapesDataset(io.ComfyNode):
         return io.Schema(
             node_id="ShapesDataset",
             display_name="Shapes Pictures (demo data)",
-            category=CATEGORY,
+            category=DEMO_CATEGORY,
             description="Captioned pictures for the demo model, drawn on the spot: what a folder of your own pictures with "
             "captions is for a real model. Connect both lists to Make Training Dataset.",
             inputs=[

@@ -15,7 +15,7 @@ from ..guidance.trace import AnnealingTrace, GuidedCall, RunTrace
 from ..models.errors import AnnealingError
 from ..plots.grid import labelled_columns
 from .guider import AnnealingTraceType, live_chart, parse_lambdas, scale_model_or_default
-from .host import CATEGORY, where_known
+from .host import PICTURES_CATEGORY, where_known
 from .lists import numbers_in
 from .scale import AnnealingScale
 
@@ -28,7 +28,7 @@ class AnnealingSweep(io.ComfyNode):
         return io.Schema(
             node_id="AnnealingSweep",
             display_name="Lambda Sweep",
-            category=CATEGORY,
+            category=PICTURES_CATEGORY,
             description="Samples the same noise with several lambdas, and with ordinary CFG scales if you like, and lays the "
             "pictures side by side with labels. Takes the place of guider and sampler. A row for each latent of the batch.",
             inputs=[
@@ -44,7 +44,9 @@ class AnnealingSweep(io.ComfyNode):
                 ),
                 io.Vae.Input("vae", tooltip="Decodes the pictures."),
                 AnnealingScale.Input(
-                    "scale_model", optional=True, tooltip="The learned scale. Unconnected: the one of the model's family."
+                    "scale_model",
+                    optional=True,
+                    tooltip="The learned scale. Unconnected: one that was trained on this model, else the one of its family.",
                 ),
                 io.String.Input(
                     "lambdas", default="0, 0.2, 0.4, 0.6, 0.8", tooltip="Which lambdas to compare, each from 0 to 1, with commas."
@@ -59,8 +61,8 @@ class AnnealingSweep(io.ComfyNode):
                     "cfgs",
                     default="",
                     optional=True,
-                    tooltip="Strengths to compare, said in ordinary CFG: 3, 5, 7.5. Every lambda is drawn at each of them. Empty: as "
-                    "the scale was trained.",
+                    tooltip="Strengths to compare, said in ordinary CFG: 3, 5, 7.5. Every lambda is drawn at each of them. "
+                    "Empty: as the scale was trained.",
                 ),
             ],
             outputs=[
@@ -69,12 +71,24 @@ class AnnealingSweep(io.ComfyNode):
                 AnnealingTraceType.Output(display_name="trace", tooltip="Which scales the lambdas used, for Scale Plot."),
             ],
             hidden=[io.Hidden.unique_id],
-            **where_known(io.Schema, search_aliases=["annealing guidance", "compare cfg", "xy plot", "lambda grid"]),
+            **where_known(io.Schema, search_aliases=["compare strengths", "xy plot", "lambda grid"]),
         )
 
     @classmethod
     def execute(
-        cls, noise, model, positive, negative, sampler, sigmas, latent_image, vae, lambdas, cfg_scales="", scale_model=None, cfgs=""
+        cls,
+        noise,
+        model,
+        positive,
+        negative,
+        sampler,
+        sigmas,
+        latent_image,
+        vae,
+        lambdas,
+        cfg_scales="",
+        scale_model=None,
+        cfgs="",
     ) -> io.NodeOutput:
         several = parse_lambdas(lambdas, "lambdas")
         scales = numbers_in(cfg_scales, "cfg_scales", LARGEST_CFG, "1, 5, 7.5")

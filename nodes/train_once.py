@@ -101,7 +101,7 @@ class AnnealingTrainScale(io.ComfyNode):
                 ),
             ],
             hidden=[io.Hidden.prompt],
-            **where_known(io.Schema, search_aliases=[*TRAINING_ALIASES, "train cfg", "calibrate guidance"]),
+            **where_known(io.Schema, search_aliases=[*TRAINING_ALIASES, "calibrate"]),
         )
 
     @classmethod

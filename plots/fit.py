@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..training.fit import Check, Fit
 from ..models.scale_model import PATHS
 from ..models.scale_network import ScaleNetwork
 from ..models.schedule import timestep_of_nsr
+from ..training.fit import Check, Fit
 from ..training.profile import Profile, steps_of_grid
 from .figure import FONT_SIZE, INK, dress, new_figure
 

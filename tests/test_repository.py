@@ -32,6 +32,20 @@ def test_files_and_folders_that_a_page_names_are_there(page):
     assert [name for name in named if not (ROOT / name).exists() and name != IN_COMFYUI] == []
 
 
+def test_the_address_to_clone_is_the_one_that_the_registry_is_given():
+    repository = re.search(r'^Repository = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"git clone (\S+)", readme) == [repository]
+    named = re.findall(r"https://(?:raw\.githubusercontent|github)\.com/[\w-]+/ComfyUI-annealing-guidance", (ROOT / "pyproject.toml").read_text("utf-8"))
+    assert len(named) == 5 and {address.split("/")[3] for address in named} == {repository.split("/")[3]}
+
+
+def test_commands_of_the_readme_that_the_archive_lacks_are_for_a_clone():
+    paragraphs = re.split(r"\n\n|\n(?=- |#)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    commands = [text for text in paragraphs if "tools/dev.py" in text]
+    assert commands and all("in a clone" in text for text in commands)
+
+
 def test_no_source_is_too_long_to_read(tracked):
     sources = [name for name in tracked if name.endswith((".py", ".js", ".mjs"))]
     lengths = {name: len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in sources if (ROOT / name).is_file()}

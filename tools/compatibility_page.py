@@ -9,17 +9,20 @@ from pathlib import Path
 OLDEST = "0.3.75"  # rows and columns that only a newer ComfyUI has carry its version
 MARKS = {"right": "✓", "warned": "⚠", "refused": "✗"}
 LARGEST = "*largest deviation*"
+APART = ("Not together", "Has no effect")  # what sentences about nodes beside ours begin with where not both act
 
-INTRODUCTION = """\
+HEAD = """\
 # Compatibility
 
-Made by `python tools/dev.py compatibility` from the results of the tests; the tests fail where this page is not what they find.
+Every sampler of ComfyUI guides every kind of model right, but for what is named here.
+"""
 
+INTRODUCTION = """\
 ## Every sampler on every kind of model
 
 Each cell is two whole runs through ComfyUI with the nodes' default settings: the Annealing Guider in SamplerCustomAdvanced, and
 the model patch in KSampler. The model's best denoiser is known in closed form, and the final latents are compared with the same
-run computed in 64 bits from the formulae (gap, timestep, noise level, scale, folding).
+run computed in 64 bits from the formulae.
 
 - ✓ right: the same within {tolerance}, relative. (ComfyUI's samplers compute in 32 bits. Where a sampler's own rounding is larger
   than that, the comparison rounds its steps as ComfyUI does, and nothing else.)
@@ -107,19 +110,23 @@ def render(results: Results, tolerance: str, beside: list[tuple[str, str]]) -> s
         return f"{shown} ({results.since[name]})" if name in results.since else shown
 
     kinds, samplers = list(results.kinds), results.samplers
-    lines = [INTRODUCTION.format(tolerance=tolerance)]
+    lines = [HEAD, "## Exceptions", "", "What the user is told:", ""]
+    lines += [f"- `{name}`: {sentence}" for name, sentence in results.sentences.items()]
+    lines += ["", NOTE]
+    if beside:
+        lines += ["## Beside other nodes", "", "Run together in ComfyUI by the tests in `tests/beside/`. First what does not go together:", ""]
+        apart = sorted(beside, key=lambda pair: not pair[1].startswith(APART))
+        lines += [*_table(["node", "what happens together"], [list(pair) for pair in apart]), ""]
+    lines += [INTRODUCTION.format(tolerance=tolerance)]
     lines += _table(["kind", "models"], [[named(kind, kind), models] for kind, models in results.kinds.items()])
     if results.since:
         lines += ["", f"A version in brackets: ComfyUI {OLDEST} lacks it; tested on that version."]
     rows = [[named(name, f"`{name}`"), *(results.cells[name, kind] for kind in kinds)] for name in samplers]
     rows.append([LARGEST, *(results.deviations.get(kind, "") for kind in kinds)])
-    lines += ["", *_table(["sampler", *(named(kind, kind) for kind in kinds)], rows)]
-    lines += ["", "What the user is told:", ""]
-    lines += [f"- `{name}`: {sentence}" for name, sentence in results.sentences.items()]
-    lines += ["", NOTE]
-    if beside:
-        lines += ["## Beside other nodes", "", "Run together in ComfyUI by the tests in `tests/beside/`:", ""]
-        lines += [*_table(["node", "what happens together"], [list(pair) for pair in beside]), ""]
+    lines += ["", f"<details><summary>The table: {len(samplers)} samplers, {len(kinds)} kinds of models</summary>", ""]
+    lines += [*_table(["sampler", *(named(kind, kind) for kind in kinds)], rows), "", "</details>", ""]
+    lines += ["Made by `python tools/dev.py compatibility` in a clone of the repository; the tests fail where this page is not what"]
+    lines += ["they find.", ""]
     return "\n".join(lines)
 
 

@@ -45,7 +45,7 @@ class Tabulated:
         weights = _hermite(position - left)
         own = torch.arange(len(self.values))[rows]
         at = (self.values[own, left], self.slopes[own, left], self.values[own, left + 1], self.slopes[own, left + 1])
-        return sum(weight * number for weight, number in zip(weights, at, strict=True))
+        return torch.stack([weight * number for weight, number in zip(weights, at, strict=True)]).sum(dim=0)
 
 
 def spline_weights(points: torch.Tensor, at: torch.Tensor, slope: bool = False) -> torch.Tensor:

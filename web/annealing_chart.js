@@ -2,12 +2,15 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { ScaleChart } from "./lib/scale_chart.js";
+import { ENGLISH, wordsOf } from "./lib/words.js";
 
 const EVENT = "annealing_guidance.scale"; // guidance/live.py says what it carries
 const WIDGET = "annealing_scale_chart";
 const HEIGHT = 170;
-const HINT_HEIGHT = 40;
+const HINT_HEIGHT = 26;
 const NODES = ["AnnealingGuider", "AnnealingModelPatch", "AnnealingSweep"];
+let words = ENGLISH;
+let waiting = []; // charts made before the words of the language came
 
 app.registerExtension({
   name: "annealing_guidance.chart",
@@ -15,6 +18,17 @@ app.registerExtension({
     if (NODES.includes(node.comfyClass)) chartOf(node);
   },
   setup() {
+    // Not waited for: ComfyUI waits for every extension. The charts that are there take the words when they come.
+    wordsOf(app.extensionManager?.setting?.get("Comfy.Locale") ?? "en", api)
+      .then((found) => {
+        words = found;
+        for (const chart of waiting) chart.name(words);
+        waiting = null;
+      })
+      .catch((error) => {
+        console.warn("Annealing guidance: no translations, so the chart stays English.", error);
+        waiting = null;
+      });
     api.addEventListener(EVENT, ({ detail }) => {
       const node = nodeOf(detail.node);
       if (node) chartOf(node).show(detail);
@@ -39,10 +53,12 @@ function nodeOf(id) {
 function chartOf(node) {
   const widget = node.widgets?.find((candidate) => candidate.name === WIDGET);
   if (widget) return widget.chart;
-  const chart = new ScaleChart(() => makeRoom(node, chart));
+  const chart = new ScaleChart(() => makeRoom(node, chart), words);
+  waiting?.push(chart);
   const added = node.addDOMWidget(WIDGET, WIDGET, chart.element, {
     serialize: false,
     hideOnZoom: false,
+    hideInPanel: true, // it shows what a run did, and there is nothing to set
     getMinHeight: () => (chart.run ? HEIGHT : HINT_HEIGHT),
     getMaxHeight: () => (chart.run ? undefined : HINT_HEIGHT),
     getValue: () => "",

@@ -79,6 +79,84 @@ def test_a_guider_that_guides_in_a_way_of_its_own_is_refused():
     assert_refused(guider_of, "Doubling.*a way of its own")
 
 
+def cfg_guider(model):
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(SCENE.positive, SCENE.negative)
+    return guider
+
+
+@pytest.mark.beside(
+    "Packs that replace ComfyUI's CFG",
+    "Not together: the model patch refuses what it would undo; the Annealing Guider is of its own.",
+)
+def test_a_subclass_put_in_the_place_of_cfg_guider_is_refused(monkeypatch):
+    original = comfy.samplers.CFGGuider
+
+    class Replaced(original):
+        def predict_noise(self, x, timestep, model_options=None, seed=None):
+            return 0.5 * super().predict_noise(x, timestep, model_options or {}, seed)
+
+    monkeypatch.setattr(comfy.samplers, "CFGGuider", Replaced)
+    assert_refused(cfg_guider, "Replaced.*a way of its own")
+
+
+def test_a_predict_noise_replaced_on_the_class_is_refused(monkeypatch):
+    original = comfy.samplers.CFGGuider.predict_noise
+
+    def predict_noise(self, *args, **kwargs):
+        return 0.5 * original(self, *args, **kwargs)
+
+    monkeypatch.setattr(comfy.samplers.CFGGuider, "predict_noise", predict_noise)
+    assert_refused(cfg_guider, "CFGGuider.*a way of its own")
+
+
+@pytest.mark.parametrize("bound", [True, False])
+def test_a_predict_noise_set_on_the_guider_itself_is_refused(bound):
+    def replaced(model):
+        guider = cfg_guider(model)
+        original = guider.predict_noise
+        function = lambda self, *args, **kwargs: 0.5 * original(*args, **kwargs)  # noqa: E731
+        guider.predict_noise = function.__get__(guider) if bound else lambda *args, **kwargs: function(guider, *args, **kwargs)
+        return guider
+
+    assert_refused(replaced, "CFGGuider.*a way of its own")
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_predict_noise_that_returns_a_pair_is_refused_before_it_runs(monkeypatch, batch):
+    """At batch 2 the pair was once unpacked as the batch, and the run went on."""
+    calls = []
+
+    def pair(self, x, timestep, model_options=None, seed=None):
+        calls.append(x)
+        return x, x
+
+    monkeypatch.setattr(comfy.samplers.CFGGuider, "predict_noise", pair)
+    patched, _ = patch_model(SCENE.model(), LEARNED)
+    with pytest.raises(AnnealingError, match="a way of its own"):
+        sample(cfg_guider(patched), comfy.samplers.sampler_object("euler"), SCENE.sigmas, SCENE.noise[:batch])
+    assert not calls
+
+
+def test_a_sampling_function_that_another_pack_replaced_is_refused(monkeypatch):
+    original = comfy.samplers.sampling_function
+
+    def sampling_function(*args, **kwargs):
+        return 0.5 * original(*args, **kwargs)
+
+    monkeypatch.setattr(comfy.samplers, "sampling_function", sampling_function)
+    assert_refused(cfg_guider, "another node pack has replaced")
+
+
+def test_what_was_replaced_and_put_back_is_no_obstacle():
+    original = comfy.samplers.CFGGuider.predict_noise
+    comfy.samplers.CFGGuider.predict_noise = lambda *args, **kwargs: None
+    comfy.samplers.CFGGuider.predict_noise = original
+    patched, trace = patch_model(SCENE.model(), LEARNED)
+    _sample(cfg_guider(patched))
+    assert len(trace.calls) == 4
+
+
 def test_a_guider_that_only_adds_around_cfg_is_guided():
     class Named(comfy.samplers.CFGGuider):
         name = "only a name"

@@ -12,7 +12,7 @@ from annealing_guidance_pack.guidance.extent import GapExtent
 from annealing_guidance_pack.models import schedule
 from comfy.model_base import ModelType
 from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingDiscrete
-from compatibility import DATA, ENTRIES, LAMBDA, SAMPLERS, SEED, SHAPE, SensitiveScale
+from compatibility import ENTRIES, SAMPLERS, SEED, SHAPE
 from kinds import KINDS, model_of
 
 GUIDABLE = [kind for kind in KINDS if kind.path]

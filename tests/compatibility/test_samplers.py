@@ -12,7 +12,7 @@ from annealing_guidance_pack.guidance.course import Course
 from annealing_guidance_pack.guidance.delivery import Delivery
 from annealing_guidance_pack.guidance.samplers import facts_of
 from annealing_guidance_pack.models.scale_model import ScaleInfo
-from kinds import KINDS, model_of, signal
+from kinds import KINDS, model_of
 
 BY_NAME = {kind.name: kind for kind in KINDS}
 GUIDED, UNCONDITIONAL = 0.8, -0.5

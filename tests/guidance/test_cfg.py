@@ -85,7 +85,7 @@ def test_the_course_over_the_run_stays_and_its_distance_from_no_guidance_is_scal
     courses = []
     for cfg in (0.0, 4.0):
         # The first call sees one gap, whatever the strength: its share of the run's mean is that of the course.
-        _, guider = run(Guidance(FixedScale("cosine", 1.2, 0.4), cfg=cfg), sampler)
+        _, guider = run(Guidance(FixedScale("cosine", 1.4, 1.05), cfg=cfg), sampler)
         courses.append(torch.stack([call.cfg_scale for call in guider.trace.calls]) - 1)
     ratio = courses[1] / courses[0]
     torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-4, atol=0)
@@ -95,6 +95,15 @@ def test_null_and_folded_are_one_picture_at_any_cfg():
     ordinary, _ = run(Guidance(SmoothScale(), cfg=5.0), "euler")
     for sampler in ("annealing", "euler_cfg_pp"):
         torch.testing.assert_close(run(Guidance(SmoothScale(), cfg=5.0), sampler)[0], ordinary, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("cfg", [3.0, 5.0, 9.0])
+def test_no_call_is_guided_away_from_the_prompt(cfg):
+    """Flow runs begin where one training step is worth CFG 1, so the course begins below it."""
+    model = closed_form_model(ModelType.FLOW)
+    as_trained, stretched = (run(Guidance(SmoothScale(), 0.0, cfg=value), steps=10, model=model)[1] for value in (0.0, cfg))
+    assert as_trained.trace.calls[0].cfg_scale.min() < 1 <= torch.cat([c.cfg_scale for c in stretched.trace.calls]).min()
+    assert stretched.trace.latest.mean_cfg() == pytest.approx(cfg, rel=0.1)
 
 
 def test_a_rule_too_weak_to_be_stretched_is_constant_at_that_cfg():

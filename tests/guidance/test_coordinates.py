@@ -79,7 +79,9 @@ def test_pure_noise_is_a_finite_nsr_and_leads_back():
     assert coordinates.sigma_of_nsr(cosmos, infinite).item() == pytest.approx(80.0)
 
 
-@pytest.mark.parametrize("dtype, kept", [(torch.float16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)])
+@pytest.mark.parametrize(
+    "dtype, kept", [(torch.float16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)]
+)
 def test_half_precision_levels_are_computed_in_single_precision(dtype, kept):
     for name in ("EPS", "FLOW", "FLOW_COSMOS"):
         assert coordinates.nsr_of_sigma(sampling_of(name), torch.tensor([0.5], dtype=dtype)).dtype == kept

@@ -51,7 +51,9 @@ def assert_alike(level, expected, timestep, relative):
 @every_kind
 @pytest.mark.parametrize("grid", ["number", "levels"])
 def test_at_scheduled_levels_everything_is_exact(kind, grid):
-    training_grid = 20 if grid == "number" else ((10.0, 4.0, 1.0, 0.3, 0.1, 0.0) if kind.path == "ve" else (0.95, 0.7, 0.4, 0.1, 0.0))
+    training_grid = (
+        20 if grid == "number" else ((10.0, 4.0, 1.0, 0.3, 0.1, 0.0) if kind.path == "ve" else (0.95, 0.7, 0.4, 0.1, 0.0))
+    )
     sigmas = scheduled_levels(kind)
     level = course_of(kind, sigmas, training_grid=training_grid).at(sigmas[:-2])
     assert_alike(level, exact(kind, sigmas[:-2], training_grid), 1e-3, 1e-5)
@@ -106,6 +108,12 @@ def test_a_schedule_that_ends_before_the_picture_has_no_last_step(kind):
     part, last = whole[:5], whole[3:4]
     torch.testing.assert_close(course_of(kind, part).at(last).k, course_of(kind, whole).at(last).k)
     assert_alike(course_of(kind, part).at(whole[4:5]), exact(kind, whole[4:5]), 1e-3, 1e-5)
+    # Below the training's last but one level it is told apart which step leads to the picture.
+    low = torch.tensor([0.8, 0.1, 0.02, 0.01])
+    assert_alike(course_of(kind, low).at(low[2:3]), exact(kind, low[2:3]), 5e-2, 1e-3)
+    to_picture = torch.cat([low[:3], torch.zeros(1)])
+    assert_alike(course_of(kind, to_picture).at(low[2:3]), exact(kind, low[2:3], last_step=True), 5e-2, 1e-3)
+    assert exact(kind, low[2:3])[3] > 1.05 * exact(kind, low[2:3], last_step=True)[3]
 
 
 @pytest.mark.parametrize("sigmas", [[3.0], [], [3.0, 3.0], [0.0]], ids=str)
@@ -123,7 +131,9 @@ def test_level_zero_gives_finite_values(kind):
 def test_each_sample_has_its_own_level_in_any_order(kind):
     sigmas = scheduled_levels(kind)
     way, order = course_of(kind, sigmas), torch.tensor([5, 0, 3])
-    for together, alone in zip(way.at(sigmas[order]), zip(*(way.at(sigmas[i : i + 1]) for i in order.tolist()), strict=True), strict=True):
+    for together, alone in zip(
+        way.at(sigmas[order]), zip(*(way.at(sigmas[i : i + 1]) for i in order.tolist()), strict=True), strict=True
+    ):
         assert torch.equal(together, torch.cat(alone))
 
 
@@ -136,7 +146,17 @@ def test_schedules_that_go_back_to_more_noise_are_looked_up_alike():
 
 # A step's start, from the calls that ComfyUI's solvers really make.
 
-SEVERAL = ["heun", "heunpp2", "dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "seeds_2", "seeds_3", "exp_heun_2_x0"]
+SEVERAL = [
+    "heun",
+    "heunpp2",
+    "dpm_2",
+    "dpm_2_ancestral",
+    "dpmpp_2s_ancestral",
+    "dpmpp_sde",
+    "seeds_2",
+    "seeds_3",
+    "exp_heun_2_x0",
+]
 SEVERAL = [name for name in SEVERAL if name in comfy.samplers.SAMPLER_NAMES]
 
 

@@ -74,7 +74,7 @@ def test_solvers_of_the_second_order_give_the_picture_of_their_cfg_pp_form(name,
     """The prediction is extrapolated alike in both, and the guidance in neither."""
     expected = picture(kind, name)
     assert_close(picture(kind, f"{name}_cfg_pp"), expected, 1e-5)
-    assert ((expected - picture(kind, "euler")).norm() / expected.norm()) > 0.02  # it is no first-order picture
+    assert ((expected - picture(kind, "euler")).norm() / expected.norm()) > 0.005  # it is no first-order picture
 
 
 def test_second_order_with_fresh_noise_too():

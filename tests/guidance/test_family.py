@@ -68,7 +68,9 @@ def test_a_configuration_may_name_its_own():
     ids=["another epsilon model", "SDXL made a flow model", "SDXL's architecture trained anew"],
 )
 def test_other_models_get_an_error_that_says_what_to_do(model_type, base):
-    with pytest.raises(AnnealingError, match="scale_model is not connected.*Set cfg.*Train Annealing Scale.*Load Annealing Scale"):
+    with pytest.raises(
+        AnnealingError, match="scale_model is not connected.*Set cfg.*Train Annealing Scale.*Load Annealing Scale"
+    ):
         default_scale_name(closed_form_model(model_type, base=base))
 
 

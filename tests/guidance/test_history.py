@@ -1,4 +1,4 @@
-"""The weights that multistep solvers give to earlier predictions, found by asking ComfyUI's own; and what taking them out does."""
+"""The weights that multistep solvers give to earlier predictions, measured on ComfyUI's own; and what taking them out does."""
 
 import math
 
@@ -38,7 +38,10 @@ SOLVERS = [
     ("uni_pc", {}),
     ("uni_pc_bh2", {}),
     ("sa_solver", {}),
-    *[("sa_solver", {"tau_func": none_of_it, "predictor_order": p, "corrector_order": c}) for p, c in ((3, 4), (2, 2), (1, 0), (2, 0))],
+    *[
+        ("sa_solver", {"tau_func": none_of_it, "predictor_order": p, "corrector_order": c})
+        for p, c in ((3, 4), (2, 2), (1, 0), (2, 0))
+    ],
     ("sa_solver", {"simple_order_2": True, "predictor_order": 2, "corrector_order": 2}),
 ]
 IDS = [" ".join([name, *(getattr(value, "__name__", str(value)) for value in options.values())]) for name, options in SOLVERS]

@@ -11,6 +11,7 @@ from annealing_guidance_pack.guidance.run import Guidance
 from annealing_guidance_pack.models.errors import AnnealingError
 from closed_form import SmoothScale, closed_form_model, conditioning, sample
 from comfy.model_base import ModelType
+from comfy.nested_tensor import NestedTensor
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import BasicScheduler, Noise_RandomNoise
 
@@ -128,3 +129,30 @@ def test_a_model_turned_into_another_kind_after_the_patch_is_an_error(positive, 
     (flow,) = ModelSamplingSD3().patch(patched, 3.0)
     with pytest.raises(AnnealingError, match="was made for"):
         ksampler(flow, positive, negative)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "euler_cfg_pp"])
+def test_packed_latents_are_guided_by_the_patch_as_by_the_guider(sampler):
+    """Video with sound: the patch is told the parts' shapes as the guider is."""
+    parts = [(2, 4, 3, 8, 8), (2, 8, 10)]
+    values = sum(torch.Size(part[1:]).numel() for part in parts)
+    means = torch.randn(2, 1, values, generator=torch.Generator().manual_seed(1))
+    conds = conditioning(means, 0.5), conditioning(0 * means[:1], 0.5)
+    noise = [torch.randn(part, generator=torch.Generator().manual_seed(2)) for part in parts]
+    guidance, sigmas = Guidance(SmoothScale()), torch.tensor([14.0, 6.0, 2.0, 0.5, 0.0])
+    patched, trace = patch_model(closed_form_model(), guidance)
+    guiders = [comfy.samplers.CFGGuider(patched), AnnealingCFGGuider(closed_form_model(), guidance)]
+    results = []
+    for guider in guiders:
+        guider.set_conds(*conds)
+        zeros = NestedTensor([torch.zeros(part) for part in parts])
+        with torch.inference_mode():
+            packed = guider.sample(NestedTensor(noise), zeros, comfy.samplers.sampler_object(sampler), sigmas, seed=0)
+        results.append(packed.unbind())
+    for by_patch, by_guider, shape in zip(*results, parts, strict=True):
+        assert by_patch.shape == shape and torch.equal(by_patch, by_guider)
+    # The gap is that of the video's part alone.
+    for ours, theirs in zip(trace.calls, guiders[1].trace.calls, strict=True):
+        assert torch.equal(ours.gap_norm, theirs.gap_norm)
+    gap = (means[:, 0, :768] * 14 / (0.5**2 + 14**2)).norm(dim=1)
+    assert torch.allclose(trace.calls[0].gap_norm, gap, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""What is known of each sampler, against what ComfyUI's own functions do; and seen through everything that can carry a sampler."""
+"""What is known of each sampler, against what ComfyUI's own functions do; and seen through whatever carries a sampler."""
 
 from functools import partial
 
@@ -111,7 +111,9 @@ def test_gpu_variants_are_the_solvers_that_they_are_variants_of():
 
 
 def tool(model, x, sigmas, extra_args=None, callback=None, disable=None, inner=None):
-    return inner.sampler_function(model, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **inner.extra_options)
+    return inner.sampler_function(
+        model, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **inner.extra_options
+    )
 
 
 def in_options(inner):
@@ -242,7 +244,9 @@ def test_a_wrapper_that_changes_nothing_changes_no_bit_of_the_picture(name, mode
 
 def test_the_alternative_euler_cfg_pp_makes_eulers_picture():
     for model_type in (ModelType.EPS, ModelType.FLOW):
-        torch.testing.assert_close(picture(model_type, made("euler_pp")), picture(model_type, made("euler")), atol=2e-6, rtol=2e-5)
+        torch.testing.assert_close(
+            picture(model_type, made("euler_pp")), picture(model_type, made("euler")), atol=2e-6, rtol=2e-5
+        )
 
 
 def test_dpm_fast_is_taken_through_its_own_levels():

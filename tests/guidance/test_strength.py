@@ -18,7 +18,14 @@ def one(value):
     return torch.tensor([value], dtype=torch.float64)
 
 
-@given(nsr=st.floats(0.01, 100), fraction=st.floats(0, 0.99), w=scales, x=st.floats(-5, 5), cond=st.floats(-5, 5), uncond=st.floats(-5, 5))
+@given(
+    nsr=st.floats(0.01, 100),
+    fraction=st.floats(0, 0.99),
+    w=scales,
+    x=st.floats(-5, 5),
+    cond=st.floats(-5, 5),
+    uncond=st.floats(-5, 5),
+)
 @pytest.mark.parametrize("path", ["ve", "flow"])
 def test_an_ordinary_step_with_the_folded_scale_is_the_null_renoised_step(path, nsr, fraction, w, x, cond, uncond):
     nsr, following = one(nsr), one(nsr * fraction)
@@ -98,7 +105,9 @@ def test_a_second_order_solver_leaves_what_the_training_steps_left_up_to_half_of
 @calls
 def test_a_negative_scale_pulls_the_other_way_by_as_much(several_calls, w, steps, nsr):
     response = gap_response(one(nsr))
-    torch.testing.assert_close(pull(one(-w), response, one(steps), several_calls), -pull(one(w), response, one(steps), several_calls))
+    torch.testing.assert_close(
+        pull(one(-w), response, one(steps), several_calls), -pull(one(w), response, one(steps), several_calls)
+    )
 
 
 @calls

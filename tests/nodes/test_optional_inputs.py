@@ -113,6 +113,8 @@ WORKFLOWS = {
     "AnnealingSweep": swept,
     "AnnealingProfiler": profiled,
 }
+# It leaves a scale that every later workflow of this server would find; tests/nodes/test_train_once.py leaves its input out.
+ELSEWHERE = {"AnnealingTrainScale"}
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +136,7 @@ def pictures(server, workflow: dict[str, dict]) -> list[bytes]:
 
 
 def test_every_node_with_optional_inputs_has_a_workflow_here_without_them(offered):
-    assert {name for name, info in offered.items() if optional(info)} == set(WORKFLOWS)
+    assert {name for name, info in offered.items() if optional(info)} == set(WORKFLOWS) | ELSEWHERE
     for name, workflow in WORKFLOWS.items():
         given = workflow()["tested"]["inputs"].keys()
         assert workflow()["tested"]["class_type"] == name

@@ -12,8 +12,8 @@ import torch
 import two_points
 from annealing_guidance_pack.models.errors import AnnealingError
 from annealing_guidance_pack.models.fixed_scale import FixedScale
-from annealing_guidance_pack.models.scale_model import PATHS
 from annealing_guidance_pack.models.scale_file import load_scale
+from annealing_guidance_pack.models.scale_model import PATHS
 from annealing_guidance_pack.nodes import fitting, progress, scale, training
 from annealing_guidance_pack.nodes.fitting import AnnealingFit, AnnealingScaleSave
 from annealing_guidance_pack.nodes.shapes import ShapesDataset

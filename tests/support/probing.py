@@ -79,7 +79,7 @@ def scheduled(kind: Kind, scheduler: str, steps: int) -> torch.Tensor:
 
 
 def kept(kind: Kind, start: float, end: float, down: float | None = None) -> tuple[float, float]:
-    """Of a first-order step between two sigmas: the factor of x, and that of the prediction. down: the nsr that it goes down to."""
+    """Of a first-order step between two sigmas: the factors of x and of the prediction. down: the nsr that it goes down to."""
     levels = torch.tensor([start, end], dtype=torch.float64)
     nsr = coordinates.nsr_of_sigma(model_sampling_of(kind), levels)
     alpha = signal(kind, levels)

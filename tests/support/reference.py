@@ -120,7 +120,11 @@ class GuidedDenoiser:
             self.start, self.calls_in_step = sigma, 0
         self.calls_in_step, self.last = self.calls_in_step + 1, sigma
         steps = list(zip(self.levels.tolist(), self.levels[1:].tolist(), strict=False))
-        nearer = [i for i, (high, low) in enumerate(steps) if low <= 0 or self.start > math.exp(0.45 * math.log(high) + 0.55 * math.log(low))]
+        nearer = [
+            i
+            for i, (high, low) in enumerate(steps)
+            if low <= 0 or self.start > math.exp(0.45 * math.log(high) + 0.55 * math.log(low))
+        ]
         return nearer[0] if nearer else len(steps) - 1
 
     def handed_and_uncond(self, x, sigma):
@@ -148,7 +152,11 @@ class GuidedDenoiser:
             v = (guided - cond - sum(b * v for b, v in zip(weights[1:], self.earlier, strict=False))) / weights[0]
             self.earlier = [v, *self.earlier]
             return cond + v
-        gain = self.facts.ve_form_gain(self.levels.double())[i] if self.facts.is_in_ve_form else 1 / (k * (1 - (1 - share) * (1 - 1 / k)))
+        gain = (
+            self.facts.ve_form_gain(self.levels.double())[i]
+            if self.facts.is_in_ve_form
+            else 1 / (k * (1 - (1 - share) * (1 - 1 / k)))
+        )
         # As the ordinary solver would extrapolate the conditional prediction.
         self.earlier = [cond - uncond, *self.earlier]
         extrapolated = sum(b * gap for b, gap in zip(weights, self.earlier, strict=False))
@@ -157,7 +165,11 @@ class GuidedDenoiser:
     def weights(self, i):
         """The solver's own, of step i."""
         levels = self.levels.double()
-        first = levels[:1] if levels[0] < 1 or self.kind.path != "flow" else self.model_sampling.percent_to_sigma(1e-4) * torch.ones(1)
+        first = (
+            levels[:1]
+            if levels[0] < 1 or self.kind.path != "flow"
+            else self.model_sampling.percent_to_sigma(1e-4) * torch.ones(1)
+        )
         log_snr = -nsr(self.kind, torch.cat([first.double(), levels[1:]])).log()
         options = {**self.facts.options, "tau": partial(self.facts.tau, self.model_sampling)}
         name = self.facts.name.removesuffix("_cfg_pp") if self.facts.is_in_ve_form else self.facts.name

@@ -1,4 +1,5 @@
-// One run's guidance scale over its steps, one line per picture of the batch; the run before it stays as faint lines.
+// One run's guidance over its steps, one line per picture of the batch; the run before it stays as faint lines.
+// Shown as the network's scale or, on the same steps, as the ordinary CFG that it amounts to.
 
 const SVG = "http://www.w3.org/2000/svg";
 // Okabe and Ito's colours, told apart by most colour-blind people, and dashes so that colour is never the only difference.
@@ -7,24 +8,23 @@ const DASHES = ["", "6 3", "2 2", "8 3 2 3", "1 3", "10 4"];
 const MARGIN = { left: 34, right: 10, top: 8, bottom: 22 };
 
 export class ScaleChart {
-  /** @param onFirst called when the first values arrive */
-  constructor(onFirst) {
+  /** @param onFirst called when the first values arrive; @param words as words.js has them */
+  constructor(onFirst, words) {
+    this.words = words;
     this.onFirst = onFirst;
     this.run = null;
     this.previous = null;
-    this.folded = false; // which of the two scales is drawn: the network's, or the CFG scale it was folded into
+    this.chosen = null; // "cfg" or "scale", as the user chose; null: as the run's form suggests
     this.cursor = null; // index of the call under the pointer, or chosen with the arrow keys
     this.element = html("div", "display:flex;flex-direction:column;gap:2px;width:100%;height:100%;box-sizing:border-box;padding:2px 4px;"
       + "font:11px sans-serif;color:var(--input-text,#ddd);background:var(--comfy-input-bg,#222);border-radius:4px;overflow:hidden");
-    const head = this.element.appendChild(html("div", "display:flex;align-items:center;gap:6px;min-height:18px"));
+    const head = this.element.appendChild(html("div", "display:flex;align-items:center;gap:4px;min-height:18px"));
     this.readout = head.appendChild(html("span", "flex:1;white-space:nowrap;overflow:hidden;text-overflow:ellipsis"));
     this.readout.setAttribute("role", "status");
-    this.button = head.appendChild(html("button", "font:inherit;color:inherit;background:transparent;cursor:pointer;"
-      + "border:1px solid var(--border-color,#666);border-radius:3px;padding:0 5px"));
-    this.button.type = "button";
-    this.button.hidden = true;
-    this.readout.textContent = "The scale is drawn here while sampling.";
-    this.button.addEventListener("click", () => this.toggle());
+    this.choice = head.appendChild(html("div", "display:flex"));
+    this.choice.setAttribute("role", "group");
+    this.choice.hidden = true;
+    this.buttons = { cfg: this.choiceOf("cfg"), scale: this.choiceOf("scale") };
     this.plot = this.element.appendChild(document.createElementNS(SVG, "svg"));
     this.plot.style.cssText = "flex:1;width:100%;min-height:0;display:block";
     this.plot.setAttribute("tabindex", "0");
@@ -33,6 +33,32 @@ export class ScaleChart {
     this.plot.addEventListener("pointerleave", () => this.choose(null));
     this.plot.addEventListener("keydown", (event) => this.key(event));
     new ResizeObserver(() => this.redraw()).observe(this.plot);
+    this.name();
+  }
+
+  /** A button that chooses what is drawn. */
+  choiceOf(kind) {
+    const button = this.choice.appendChild(html("button", "font:inherit;color:inherit;cursor:pointer;padding:0 6px;"
+      + "border:1px solid var(--border-color,#666)"));
+    button.type = "button";
+    button.addEventListener("click", () => {
+      this.chosen = kind;
+      this.redraw();
+    });
+    button.addEventListener("keydown", (event) => event.stopPropagation()); // the canvas has commands on the same keys
+    return button;
+  }
+
+  /** Put the words in, again when another language's have come. */
+  name(words = this.words) {
+    this.words = words;
+    this.choice.setAttribute("aria-label", words.shown);
+    for (const [kind, button] of Object.entries(this.buttons)) {
+      button.textContent = words[kind];
+      button.title = words[`${kind}_is`];
+    }
+    if (!this.run) this.readout.textContent = words.hint;
+    this.redraw();
   }
 
   /** Take in a message: calls of the run that is going on, or the first ones of a new run. */
@@ -48,9 +74,9 @@ export class ScaleChart {
     this.redraw();
   }
 
-  toggle() {
-    this.folded = !this.folded;
-    this.redraw();
+  /** What is drawn: the ordinary CFG where the sampler makes such steps, else the network's scale; or what the user chose. */
+  get kind() {
+    return this.chosen ?? (this.run?.folded ? "cfg" : "scale");
   }
 
   /** Draw at most once a frame, however fast the messages come. */
@@ -62,7 +88,7 @@ export class ScaleChart {
   }
 
   values(call) {
-    return this.folded ? call.cfg_scale : call.scale;
+    return this.kind === "cfg" ? call.cfg_scale : call.scale;
   }
 
   draw() {
@@ -82,7 +108,7 @@ export class ScaleChart {
       parts.push(text(MARGIN.left - 4, y(value) + 3, short(value), "end"));
     }
     parts.push(text(MARGIN.left, height - 8, "1", "middle"), text(width - MARGIN.right, height - 8, String(length), "end"));
-    parts.push(text((MARGIN.left + width - MARGIN.right) / 2, height - 8, "step", "middle"));
+    parts.push(text((MARGIN.left + width - MARGIN.right) / 2, height - 8, this.words.step, "middle"));
     if (this.previous) parts.push(...this.lines(this.previous, x, y, 0.3));
     parts.push(...this.lines(this.run, x, y, 1));
     if (this.cursor !== null) {
@@ -109,22 +135,21 @@ export class ScaleChart {
     });
   }
 
-  /** The values at the cursor, else at the latest call, in words. */
+  /** The values at the cursor in words. The latest ones stand under the node already, so without a cursor only tools read them. */
   describe() {
-    const i = this.cursor ?? this.run.calls.length - 1;
+    const { words, cursor, kind } = this;
+    const i = cursor ?? this.run.calls.length - 1;
     const call = this.run.calls[i];
-    const name = this.folded ? "CFG scale" : "scale";
-    const values = call ? this.values(call).map((value) => (Number.isFinite(value) ? value.toFixed(2) : "–")).join(", ") : "";
-    this.readout.textContent = call ? `step ${i + 1}: ${name} ${values}` : name;
-    this.readout.title = call ? `sigma ${short(call.sigma)}, gap norm ${call.gap_norm.map(short).join(", ")}, `
-      + `lambda ${this.run.lambdas.map(short).join(", ")}` : "";
-    this.plot.setAttribute("aria-label", `Guidance ${name} over ${this.run.calls.length} steps. ${this.readout.textContent}. `
-      + "Arrow keys move along the steps.");
-    this.button.textContent = this.folded ? "CFG" : "w";
-    this.button.title = this.folded ? "Shown: the CFG scale that was applied. Click for the network's own scale."
-      : "Shown: the network's scale (about 1). Click for the CFG scale that was applied.";
-    this.button.setAttribute("aria-pressed", String(this.folded));
-    this.button.hidden = !this.run.folded && !this.folded;
+    const said = call ? `${words.step} ${i + 1}: ${words[kind]} ${range(this.values(call), kind === "cfg" ? 1 : 2)}` : "";
+    this.readout.textContent = cursor === null ? "" : said;
+    this.readout.title = call && cursor !== null ? `sigma ${short(call.sigma)}, ${words.gap} ${range(call.gap_norm, 1)}, `
+      + `lambda ${range(this.run.lambdas, 2)}` : "";
+    this.plot.setAttribute("aria-label", `${words.title}: ${words[kind]}. ${said}. ${words.keys}`);
+    for (const [one, button] of Object.entries(this.buttons)) {
+      button.setAttribute("aria-pressed", String(one === kind));
+      button.style.background = one === kind ? "var(--border-color,#666)" : "transparent";
+    }
+    this.choice.hidden = false;
   }
 
   point(event) {
@@ -164,6 +189,14 @@ function ticks(low, high) {
   const step = [1, 2, 5, 10].map((n) => n * power).find((candidate) => candidate >= raw);
   const first = Math.ceil(low / step);
   return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, i) => (first + i) * step);
+}
+
+/** One number, or the least and the greatest of a batch. */
+function range(values, digits) {
+  const known = values.filter(Number.isFinite);
+  if (!known.length) return "–";
+  const [low, high] = [Math.min(...known), Math.max(...known)].map((value) => value.toFixed(digits));
+  return low === high ? low : `${low} – ${high}`;
 }
 
 function short(value) {
