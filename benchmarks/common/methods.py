@@ -26,7 +26,7 @@ Patch = Callable[[ModelPatcher], ModelPatcher]
 CFG_SCALES = (1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0)
 CFG_PP_STRENGTHS = (1.5, 2.0, 3.0, 4.0, 5.0, 7.5)  # as the mean CFG scale of the same steps; see cfg_pp
 RIVAL_SCALES = (2.0, 3.0, 5.0, 7.5)
-PROJECTED_SCALES = (0.5, 2.0, 3.0, 5.0, 7.5, 10.0)  # the node adds so many projected gaps to the conditional prediction: CFG + 1
+PROJECTED_SCALES = (0.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.5, 10.0)  # the node adds so many projected gaps to the conditional prediction: CFG + 1
 ASKED_CFG = (3.0, 4.0, 5.0, 6.0, 7.5, 10.0)  # annealing's strength said in CFG
 LAMBDAS = (0.0, 0.05, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9)
 APG_SETTINGS = {"eta": 0.0, "norm_threshold": 0.0, "momentum": -0.5}  # the paper's, without the bound on the norm
@@ -80,7 +80,7 @@ class Methods:
             "no guidance": {"": self._cfg(1.0)},
             "CFG": {f"{scale:g}": self._cfg(scale) for scale in CFG_SCALES},
             "CFG++": self._cfg_pp(),
-            "RescaleCFG": self._patched(lambda: RescaleCFG().patch(model, 0.7)[0]),
+            "RescaleCFG": self._patched(lambda: RescaleCFG().patch(model, 0.7)[0], (*RIVAL_SCALES, 10.0)),
             "APG": self._patched(lambda: APG.execute(model, **APG_SETTINGS)[0]),
             "CFG and projection": self._patched(lambda: APG.execute(model, **PROJECTION)[0], PROJECTED_SCALES),
             "CFGZeroStar": self._patched(lambda: CFGZeroStar.execute(model)[0]),
