@@ -127,14 +127,15 @@ class GuidedRun:
             cfg_scale = torch.addcmul(self.stretch.offset, self.stretch.factor, cfg_scale).clamp(min=1.0)
         return level, GuidedCall(level.sigma, level.timestep, gap_norm, scale, cfg_scale, None)
 
-    def across(self, cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
-        """The prediction whose gap to `cond` is the part of the gap across it: D_c - delta_perp, shaped as both [B, ...].
+    def across(self, cond: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """Another prediction, moved along `cond` until it differs from it only across it: both and the result [B, ...].
 
-        delta_perp = delta - (<delta, D_c> / <D_c, D_c>) D_c, over the values that count; APG (arXiv 2410.02416) with eta 0. After
-        a gap_norm, which prepares what counts.
+        D_c + d_perp of d = other - D_c, d_perp = d - (<d, D_c> / <D_c, D_c>) D_c over the values that count. Of the guided
+        prediction that is D_c + (cfg_scale - 1) delta_perp: APG (arXiv 2410.02416) with eta 0. After a gap_norm, which prepares
+        what counts.
         """
-        share = self.extent.product(cond - uncond, cond) / self.extent.product(cond, cond)
-        return uncond + per_sample(share.nan_to_num(0.0), cond).to(cond.dtype) * cond
+        share = self.extent.product(cond - other, cond) / self.extent.product(cond, cond)
+        return other + per_sample(share.nan_to_num(0.0), cond).to(cond.dtype) * cond
 
     def _few_steps(self) -> list[str]:
         """A sentence where so few steps speak of a model that was made for few, which wants hardly any guidance."""

@@ -41,7 +41,8 @@ def guided_step(
     predictions = _predict(model, conds, x, sigma, model_options)
     predictions, coverage = _covered(conds, predictions)
 
-    level, call = run.guide(predictions[0], predictions[1], sigma.expand(x.shape[0]))
+    own_cond = predictions[0]
+    level, call = run.guide(own_cond, predictions[1], sigma.expand(x.shape[0]))
     one_for_all = run.is_one_for_all and (coverage is None or len(x) == 1)
     call = _with_coverage(call, coverage)
     pre_cfg = model_options.get(hooks.PRE_CFG, [])
@@ -66,12 +67,12 @@ def guided_step(
             }
         )
     cond, uncond = predictions[:2]
-    if run.guidance.projects:
-        uncond = run.across(cond, uncond)
     options = hooks.guarded_options(model_options, one_for_all)
     guided = comfy.samplers.cfg_function(
         model, cond, uncond, scale, x, sigma, model_options=options, cond=positive, uncond=negative
     )
+    if run.guidance.projects:
+        guided = run.across(own_cond, guided)
     return run.deliver(level, cond, uncond, guided)
 
 

@@ -103,7 +103,7 @@ class Handed(Constant):
             info = ScaleInfo("any", None, None, 20, "", "", "", "")
             self.course = Course(self.model_sampling, info, self.facts, self.sigmas, self.facts.uncond_share, x.device)
             self.deliver = Delivery(self.facts.uncond_share > 0, self.course.remembers)
-        return self.deliver(self.course.at(sigma.float()), uncond, guided), uncond
+        return self.deliver(self.course.at(sigma.float()), uncond, uncond, guided), uncond
 
 
 @pytest.mark.parametrize("name", comfy.samplers.SAMPLER_NAMES)

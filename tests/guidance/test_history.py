@@ -147,7 +147,7 @@ def test_the_guided_displacements_take_the_first_order_steps_under_every_solver(
         return x if facts_of(sampler).name in SLOPES else plain[call]
 
     def guided(call, x, sigma):
-        return (deliver(way.at(sigma.float()), uncond(call, x), uncond(call, x) + displacements[call]),) * 2
+        return (deliver(way.at(sigma.float()), *[uncond(call, x)] * 2, uncond(call, x) + displacements[call]),) * 2
 
     without = ran(sampler, kind, x, sigmas, lambda call, x, sigma: (uncond(call, x),) * 2).xs
     moved = [a - b for a, b in zip(ran(sampler, kind, x, sigmas, guided).xs, without, strict=True)]
