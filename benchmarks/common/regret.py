@@ -80,7 +80,9 @@ def draw_regrets(rows: dict[str, Regret], file: Path) -> None:
         colour = "#D55E00" if regret.method.startswith("annealing") else "#0072B2"
         values = [value for value, _ in regret.cells.values()]
         panel.plot([min(values), max(values)], [y, y], color=colour, linewidth=2, alpha=0.4, zorder=1)
-        panel.plot(values, [y] * len(values), "o", color=colour, markerfacecolor="white", markersize=7, linestyle="none", zorder=2)
+        panel.plot(
+            values, [y] * len(values), "o", color=colour, markerfacecolor="white", markersize=7, linestyle="none", zorder=2
+        )
         panel.plot(max(values), y, "o", color=colour, markersize=9, linestyle="none", zorder=3)
     figures.dress(panel, "", "regret against the best constant CFG or CFG++ of each cell (less is better)", "")
     panel.axvline(0.0, color=figures.INK, linewidth=1, zorder=0)
