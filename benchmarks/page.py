@@ -14,10 +14,15 @@ import math
 import re
 from pathlib import Path
 
+import page_strength
 from common import RESULTS, ROOT, confidence, import_pack
+from common.regret import Regret
 
 TEMPLATE = ROOT / "benchmarks" / "page.md"
 PAGE = ROOT / "docs" / "BENCHMARKS.md"
+FEW_STEPS = "10", "20"  # where all methods were drawn
+NO_REGRET = "no guidance", "CFG++"  # CFG++'s numbers mean another strength at each step count: it has no one setting
+DEFAULT = "annealing", "0.4"
 NONE = {"hypervolume": 0.0}  # of a method that was not drawn
 MISSING = "Not measured yet: `python tools/dev.py bench {name}`."
 
@@ -67,6 +72,8 @@ def hypervolumes(results: dict, ablations: bool) -> str:
 def _marked(front: dict | None) -> str:
     if front is None:
         return ""
+    if "interval" not in front:
+        return f"{front['hypervolume']:.3f}"
     text, over = f"{front['hypervolume']:.3f} ± {front['interval']:.3f}", front.get("over_CFG", 0.0)
     if abs(over) <= front.get("over_CFG_interval", 0.0):
         return text
@@ -93,14 +100,53 @@ def points(results: dict) -> str:
     )
 
 
+def regret_rows(results: dict) -> tuple[dict[str, Regret], dict[str, Regret]]:
+    """Each method's best single setting at 10 and 20 steps, and annealing's default; the same settings over all cells, where drawn."""
+    from common.regret import best_settings, regrets
+
+    found = cells(results)
+    few = [cell for cell in found if cell[1] in FEW_STEPS]
+    all_few = regrets(few)
+    best = best_settings(all_few, lambda method: method not in NO_REGRET and not is_ablation(method))
+    default = [r for r in all_few if (r.method, r.setting) == DEFAULT and r not in best]
+    rows = {f"{r.method} {r.setting}".strip(): r for r in sorted([*best, *default], key=lambda r: r.worst[0])}
+    everywhere = {f"{r.method} {r.setting}".strip(): r for r in regrets(found)}
+    return rows, everywhere
+
+
+def regret_table(results: dict) -> str:
+    few, everywhere = regret_rows(results)
+    rows = {}
+    for name, regret in few.items():
+        at = {f"{variant}{steps}": f"{value:+.2f}{_half(half)}" for (variant, steps), (value, half) in regret.cells.items()}
+        also = everywhere.get(name)
+        rows[name] = {
+            **at,
+            "worst": f"**{regret.worst[0]:+.2f}**{_half(regret.worst[1])}",
+            "mean": f"{regret.mean:+.2f}",
+            "all": f"{also.worst[0]:+.2f}, {also.mean:+.2f}" if also else "",
+        }
+    titles = {f"{variant}, {steps}": f"{{{variant}{steps}}}" for variant, steps, _ in cells(results) if steps in FEW_STEPS}
+    return table(rows, {"worst": "{worst}", "mean": "{mean}", **titles, "worst, mean with 50 steps": "{all}"}, "one setting")
+
+
+def _half(half: float | None) -> str:
+    return "" if half is None else f" ± {half:.2f}"
+
+
 def quality(results: dict, page: Path) -> dict[str, str]:
     from common.fronts import draw_fronts
+    from common.regret import draw_regrets
 
     figure = page.with_name("fronts.png")
     draw_fronts(cells(results), figure)
+    if few := regret_rows(results)[0]:
+        draw_regrets(few, page.with_name("regret.png"))
     return {
         "quality.about": f"{about(results)} {results['pictures']} pictures a point.",
         "quality.figure": f"![Prompts drawn right against Frechet distance, method by method]({figure.name})",
+        "quality.regret": regret_table(results),
+        "quality.regret_figure": "![Each method's best single setting: its regret in each cell](regret.png)",
         "quality.hypervolumes": hypervolumes(results, ablations=False),
         "quality.ablations": hypervolumes(results, ablations=True),
         "quality.points": points(results),
@@ -159,14 +205,20 @@ def cost(results: dict, _page: Path) -> dict[str, str]:
     return {"cost.about": about(results), "cost.table": "\n\n".join(tables)}
 
 
-SECTIONS = {"quality": quality, "training_grid": training_grid, "ring": ring, "cost": cost}
+SECTIONS = {
+    "quality": quality,
+    "strength": lambda results, _page: page_strength.strength(results, table, about),
+    "training_grid": training_grid,
+    "ring": ring,
+    "cost": cost,
+}
 
 
 def rest() -> str:
     """The benchmarks without a section: what each asks, in its own words."""
     lines = []
     for file in sorted((ROOT / "benchmarks").glob("*.py")):
-        if file.stem not in (*SECTIONS, "page", "reference_trainer"):
+        if file.stem not in (*SECTIONS, "page", "page_strength", "reference_trainer"):
             summary = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))).partition("\n\n")[0].replace("\n", " ")
             lines.append(f"- `{file.stem}`: {summary[0].lower()}{summary[1:]}")
     return "\n".join(lines)

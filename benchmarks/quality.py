@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
+import math
 import time
 from pathlib import Path
 
@@ -28,6 +30,7 @@ VARIANTS = ("epsilon", "flow")
 REFERENCES = 16  # renderings of each prompt
 RESAMPLES = 200
 SEED = 2026
+IN_CONTENTION = 0.3  # of the loss: constant guidance that might be the best one of another sample of prompts
 
 
 class Gallery:
@@ -156,36 +159,73 @@ def interval(resampled) -> float:
     return 1.96 * resampled.std().item()
 
 
-def judge(gallery: Gallery, points: dict[str, dict[str, dict]], judgement: Judgement) -> dict:
-    """{"points": {"CFG 3": row}, "fronts": {"CFG": row}} of {method: {setting: figures}}, "no guidance" and "CFG" among them."""
+def judge(points: dict[str, dict], judgement: Judgement, kept: dict | None = None) -> dict:
+    """{"points": {"CFG 3": row}, "fronts": {"CFG": row}} of {"CFG 3": figures, or None where that was not drawn}.
+
+    kept: what was published of this cell: its rows stand in for points that are not there. A front with such points has an
+    interval only if it is published itself.
+    """
     import torch
     from common.ablations import LAMBDAS
     from common.measures import hypervolume
+    from common.regret import parts
 
-    positions = {m: {s: judgement.position(point) for s, point in settings.items()} for m, settings in points.items()}
+    kept = kept or {"points": {}, "fronts": {}}
+    drawn = {name: judgement.position(point) for name, point in points.items() if point}
     rows = {
-        f"{m} {s}".strip(): judgement.row(points[m][s], at) for m, settings in positions.items() for s, at in settings.items()
+        name: judgement.row(point, drawn[name]) if point else dict(kept["points"][name])
+        for name, point in points.items()
+        if point or name in kept["points"]
     }
+    add_regret_intervals(rows, drawn)
+    fixed = {name: torch.tensor([[row["right"], row["fd"]]]).expand(1 + RESAMPLES, 2) for name, row in rows.items()}
+    methods: dict[str, list[str]] = {}
+    for name in rows:
+        methods.setdefault(parts(name)[0], []).append(name)
     # For the ablations, which have fewer settings: the whole method at just these.
-    if whole := {setting: at for setting, at in positions.get("annealing", {}).items() if float(setting) in LAMBDAS}:
-        positions["annealing, whole"] = whole
-    start = positions.pop("no guidance")[""]
-    largest = torch.stack(list(positions["CFG"].values()))[:, :, 1].amax(0)
-    worst = torch.stack([start[:, 0], largest], dim=1).tolist()  # of each resample
+    if whole := [name for name in methods.get("annealing", []) if float(parts(name)[1]) in LAMBDAS]:
+        methods["annealing, whole"] = whole
+    (start,), cfg = methods.pop("no guidance"), methods["CFG"]
+    known = {m for m, names in methods.items() if all(name in drawn for name in [start, *cfg, *names])}
 
-    def volumes(settings: dict):
-        each = torch.stack(list(settings.values()), dim=1).tolist()  # [resamples, settings, 2]
-        return torch.tensor([hypervolume(map(tuple, at), tuple(w), (1.0, 0.0)) for at, w in zip(each, worst, strict=True)])
+    def volumes(method: str):
+        at = {**fixed, **drawn} if method in known else fixed
+        largest = torch.stack([at[name][:, 1] for name in cfg]).amax(0)
+        corners = torch.stack([at[start][:, 0], largest], dim=1).tolist()  # of each resample
+        each = torch.stack([at[name] for name in methods[method]], dim=1).tolist()  # [resamples, settings, 2]
+        return torch.tensor([hypervolume(map(tuple, p), tuple(c), (1.0, 0.0)) for p, c in zip(each, corners, strict=True)])
 
-    volume = {method: volumes(settings) for method, settings in positions.items()}
-    fronts = {}
+    volume, fronts = {method: volumes(method) for method in methods}, {}
     for method, values in volume.items():
-        fronts[method] = {"hypervolume": values[0].item(), "interval": interval(values[1:])}
+        if method not in known and method in kept["fronts"]:
+            fronts[method] = kept["fronts"][method]
+            continue
+        fronts[method] = {"hypervolume": values[0].item()}
+        if method not in known:
+            continue
+        fronts[method]["interval"] = interval(values[1:])
         for rival in ("CFG", "CFG++"):
-            if rival in volume and rival != method:
+            if rival in known and rival != method:
                 gain = values - volume[rival]
                 fronts[method] |= {f"over_{rival}": gain[0].item(), f"over_{rival}_interval": interval(gain[1:])}
     return {"points": rows, "fronts": fronts}
+
+
+def add_regret_intervals(rows: dict[str, dict], drawn: dict) -> None:
+    """To each drawn row the interval of its regret against the best constant guidance, where the constants that might be best are
+    drawn too; the best of them is chosen anew in each resample."""
+    import torch
+    from common import regret
+
+    least = regret.loss(rows[regret.best_constant(rows)])
+    rivals = [n for n in rows if regret.parts(n)[0] in regret.CONSTANT and regret.loss(rows[n]) < least + IN_CONTENTION]
+    for row in rows.values():
+        row.pop("regret_interval", None)
+    if all(name in drawn for name in rivals):
+        losses = {name: regret.RIGHT_WEIGHT * (1 - at[:, 0]) + at[:, 1] for name, at in drawn.items()}
+        best = torch.stack([losses[name] for name in rivals]).amin(0)
+        for name, values in losses.items():
+            rows[name]["regret_interval"] = interval((values - best)[1:])
 
 
 def digest(*files: Path) -> str:
@@ -205,6 +245,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=512, help="per point (512); 2048 where there is a GPU")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--samples", type=Path, help="folder for the points (in the cache folder)")
+    parser.add_argument("--keep", action="store_true", help="points that are not there stay as the output file has them")
     parser.add_argument("--draw-only", action="store_true", help="no figures")
     parser.add_argument("--output", type=Path, default=RESULTS / "quality.json")
     options = parser.parse_args()
@@ -213,22 +254,22 @@ def main() -> None:
     from common.methods import Methods
     from devkit.cache import cache_folder
 
+    kept = json.loads(options.output.read_text(encoding="utf-8"))["variants"] if options.keep else {}
     results: dict[str, dict] = {}
     for variant in options.variants:
         demo = Demo(variant, options.pictures)
         gallery, judgement = Gallery(options.samples or cache_folder() / "benchmarks" / "quality", demo), None
         for steps in options.steps:
             methods = Methods(demo, steps)
-            points: dict[str, dict[str, dict]] = {}
+            points: dict[str, dict] = {}
             for method, settings in {**methods.rivals(), **methods.ours(), **ablations(methods)}.items():
                 for setting, build in settings.items():
                     wanted = method in (options.methods or [method]) and setting in (options.settings or [setting])
-                    if point := gallery.point(steps, method, setting, build if wanted else None):
-                        points.setdefault(method, {})[setting] = point
+                    points[f"{method} {setting}".strip()] = gallery.point(steps, method, setting, build if wanted else None)
             if options.draw_only:
                 continue
             judgement = judgement or Judgement(gallery)
-            results.setdefault(variant, {})[f"{steps}"] = judge(gallery, points, judgement)
+            results.setdefault(variant, {})[f"{steps}"] = judge(points, judgement, kept.get(variant, {}).get(f"{steps}"))
             report(variant, steps, results[variant][f"{steps}"])
     if results:
         write_results({"pictures": options.pictures, "variants": results}, options.output, options.device)
@@ -245,7 +286,7 @@ def report(variant: str, steps: int, result: dict) -> None:
             for r in ("CFG", "CFG++")
             if f"over_{r}" in row
         )
-        print(f"{name:36} {row['hypervolume']:.3f} +- {row['interval']:.3f}{over}")
+        print(f"{name:36} {row['hypervolume']:.3f} +- {row.get('interval', math.nan):.3f}{over}")
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from .measures import front
 # Okabe and Ito's colours, which the colour-blind can tell apart; each method has a marker of its own besides.
 STYLES = {
     "annealing": ("#D55E00", "o"),
-    "annealing and APG": ("#000000", "*"),
+    "annealing and projection at cfg": ("#000000", "*"),
     "CFG": ("#0072B2", "s"),
     "CFG++": ("#009E73", "^"),
     "APG": ("#CC79A7", "D"),
     "RescaleCFG": ("#E69F00", "v"),
-    "CFGZeroStar": ("#56B4E9", "P"),
+    "CFG and projection": ("#56B4E9", "P"),
 }
 SHOWN = 0.8  # share of prompts right from which on the panels show points
 HIGHEST = 2.0  # and up to how many times the smallest FD

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import comfy.samplers
 from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_apg import APG
-from comfy_extras.nodes_cfg import CFGZeroStar
+from comfy_extras.nodes_cfg import CFGNorm, CFGZeroStar
+from comfy_extras.nodes_fresca import FreSca
 from comfy_extras.nodes_mahiro import Mahiro
 from comfy_extras.nodes_model_advanced import RescaleCFG
 from comfy_extras.nodes_tcfg import TCFG
@@ -25,8 +26,25 @@ Patch = Callable[[ModelPatcher], ModelPatcher]
 CFG_SCALES = (1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0)
 CFG_PP_STRENGTHS = (1.5, 2.0, 3.0, 4.0, 5.0, 7.5)  # as the mean CFG scale of the same steps; see cfg_pp
 RIVAL_SCALES = (2.0, 3.0, 5.0, 7.5)
+PROJECTED_SCALES = (
+    0.5,
+    2.0,
+    3.0,
+    4.0,
+    5.0,
+    6.0,
+    7.5,
+    10.0,
+)  # the node adds so many projected gaps to the conditional prediction: CFG + 1
+ASKED_CFG = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.5, 10.0)  # annealing's strength said in CFG
 LAMBDAS = (0.0, 0.05, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9)
 APG_SETTINGS = {"eta": 0.0, "norm_threshold": 0.0, "momentum": -0.5}  # the paper's, without the bound on the norm
+PROJECTION = {"eta": 0.0, "norm_threshold": 0.0, "momentum": 0.0}  # APG without momentum: guiding across the prediction alone
+FRESCA = {
+    "scale_low": 1.0,
+    "scale_high": 1.25,
+    "freq_cutoff": 3,
+}  # its defaults at SDXL's size: 20 of 64 frequencies, here 3 of 8
 INTERVAL = 0.28, 5.42  # noise-to-signal ratios between which Kynkaanniemi et al. (arXiv 2404.07724) guide ImageNet-512
 
 
@@ -50,6 +68,8 @@ SCHEDULES = {
     "linear, falling": lambda progress, _: 2 * (1 - progress),
     "cosine, rising": lambda progress, _: 1 - math.cos(math.pi * progress),
     "cosine, falling": lambda progress, _: 1 + math.cos(math.pi * progress),
+    # C2FG (arXiv 2603.08155) with its rate for DiT: twice the scale at the end.
+    "exponential, rising": lambda progress, _: math.log(2) * 2**progress,
     "interval": lambda _, ratio: float(INTERVAL[0] < ratio <= INTERVAL[1]),
 }
 
@@ -73,11 +93,14 @@ class Methods:
             "no guidance": {"": self._cfg(1.0)},
             "CFG": {f"{scale:g}": self._cfg(scale) for scale in CFG_SCALES},
             "CFG++": self._cfg_pp(),
-            "RescaleCFG": self._patched(lambda: RescaleCFG().patch(model, 0.7)[0]),
+            "RescaleCFG": self._patched(lambda: RescaleCFG().patch(model, 0.7)[0], (*RIVAL_SCALES, 10.0)),
             "APG": self._patched(lambda: APG.execute(model, **APG_SETTINGS)[0]),
+            "CFG and projection": self._patched(lambda: APG.execute(model, **PROJECTION)[0], PROJECTED_SCALES),
             "CFGZeroStar": self._patched(lambda: CFGZeroStar.execute(model)[0]),
             "CFG, dpmpp_2m": {f"{scale:g}": self._cfg(scale, solver=True) for scale in RIVAL_SCALES},
             "TCFG": self._patched(lambda: TCFG.execute(model)[0]),
+            "CFGNorm": self._patched(lambda: CFGNorm.execute(model, 1.0)[0]),
+            "FreSca": self._patched(lambda: FreSca.execute(model, **FRESCA)[0]),
             "Mahiro": self._patched(lambda: Mahiro.execute(model)[0]),
             **{f"CFG, {name}": self._scheduled(rule) for name, rule in SCHEDULES.items()},
         }
@@ -87,6 +110,9 @@ class Methods:
         return {
             "annealing": self.annealing(self.demo.scale),
             "annealing, dpmpp_2m": self.annealing(self.demo.scale, solver=True),
+            "annealing and projection": self.annealing(self.demo.scale, projection="on"),
+            "annealing at cfg": self._asked_cfg("off"),
+            "annealing and projection at cfg": self._asked_cfg("on"),
             "annealing and APG": self.annealing(self.demo.scale, patch=lambda model: APG.execute(model, **APG_SETTINGS)[0]),
         }
 
@@ -104,6 +130,13 @@ class Methods:
 
         return {f"{value:g}": run(value) for value in lambdas}
 
+    def _asked_cfg(self, projection: str) -> dict[str, Run]:
+        """Annealing at lambda 0.4, as strong as a CFG scale on average."""
+        runs = {}
+        for cfg in ASKED_CFG:
+            (runs[f"{cfg:g}"],) = self.annealing(self.demo.scale, lambdas=(0.4,), cfg=cfg, projection=projection).values()
+        return runs
+
     def _cfg(self, scale: float, solver: bool = False, model: Callable[[], object] = lambda: None) -> Run:
         return lambda: (
             self.demo.cfg(scale, model()),
@@ -111,8 +144,8 @@ class Methods:
             self.solver_sigmas if solver else self.sigmas,
         )
 
-    def _patched(self, patch: Callable[[], object]) -> dict[str, Run]:
-        return {f"{scale:g}": self._cfg(scale, model=patch) for scale in RIVAL_SCALES}
+    def _patched(self, patch: Callable[[], object], scales: tuple[float, ...] = RIVAL_SCALES) -> dict[str, Run]:
+        return {f"{scale:g}": self._cfg(scale, model=patch) for scale in scales}
 
     def _cfg_pp(self) -> dict[str, Run]:
         """Constant scales of `euler_cfg_pp`, chosen by what they amount to: a scale means another strength at each step count."""

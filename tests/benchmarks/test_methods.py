@@ -1,5 +1,7 @@
 """The methods of benchmarks/quality.py are what their names say."""
 
+import math
+
 import pytest
 import quality
 import torch
@@ -31,7 +33,8 @@ def test_a_schedule_that_does_not_change_is_cfg(methods):
 def test_every_schedule_guides_as_much_as_cfg_on_average(name):
     shares = [SCHEDULES[name]((k + 0.5) / 1000, 1.0) for k in range(1000)]
     assert sum(shares) / 1000 == pytest.approx(1, abs=1e-3)
-    assert min(shares) < 0.01 and max(shares) > 1.99
+    least, most = (math.log(2), 2 * math.log(2)) if name.startswith("exponential") else (0.0, 2.0)
+    assert min(shares) == pytest.approx(least, abs=0.01) and max(shares) == pytest.approx(most, abs=0.01)
     assert (shares == sorted(shares)) == ("rising" in name)
 
 
@@ -42,6 +45,33 @@ def test_cfg_pp_with_the_folded_constant_draws_as_the_annealing_sampler_does(met
     torch.testing.assert_close(
         latents(methods, guider, methods.null, methods.sigmas), latents(methods, *build()), atol=1e-4, rtol=1e-4
     )
+
+
+def test_cfg_and_projection_is_guidance_across_the_conditional_prediction(methods):
+    seen = {}
+
+    def across(args):
+        cond, uncond = args["conds_out"]
+        gap = cond - uncond
+        share = (gap * cond).flatten(1).sum(1) / cond.square().flatten(1).sum(1)
+        seen["share"] = share.abs().max().item()
+        gap = gap - share[:, None, None, None] * cond
+        return [cond, cond - gap]
+
+    model = methods.demo.model.clone()
+    model.set_model_sampler_pre_cfg_function(across)
+    ours = latents(methods, methods.demo.cfg(6.0, model), methods.euler, methods.sigmas)
+    theirs = latents(methods, *methods.rivals()["CFG and projection"]["5"]())
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert seen["share"] > 1e-3  # there was something to project
+
+
+def test_annealing_and_projection_draws_the_same_null_renoised_and_folded(methods):
+    guider, null, sigmas = methods.ours()["annealing and projection"]["0.4"]()
+    projected = latents(methods, guider, null, sigmas)
+    torch.testing.assert_close(projected, latents(methods, guider, methods.euler, sigmas), atol=1e-4, rtol=1e-4)
+    plain = latents(methods, *methods.ours()["annealing"]["0.4"]())
+    assert (projected - plain).abs().max() > 1e-2
 
 
 def test_frozen_inputs_are_the_mean_of_the_run_and_the_others_stay(methods):
