@@ -1,8 +1,8 @@
 """What it costs to keep one setting for everything, against a CFG chosen by hand for each model and step count.
 
 Of a point: loss = 10 (1 - share of prompts drawn right) + FD, so that a percent of prompts weighs as much as 0.1 of FD. Of a
-setting in a cell (a model at a step count): regret = its loss minus that of the cell's best constant CFG or CFG++. Below 0: better
-than anything that constant guidance gives there.
+setting in a cell (a model at a step count): regret = its loss minus that of the cell's best constant CFG or CFG++. Below 0:
+better than anything that constant guidance gives there.
 """
 
 from __future__ import annotations
