@@ -14,6 +14,7 @@ import math
 import re
 from pathlib import Path
 
+import page_strength
 from common import RESULTS, ROOT, confidence, import_pack
 from common.regret import Regret
 
@@ -204,14 +205,20 @@ def cost(results: dict, _page: Path) -> dict[str, str]:
     return {"cost.about": about(results), "cost.table": "\n\n".join(tables)}
 
 
-SECTIONS = {"quality": quality, "training_grid": training_grid, "ring": ring, "cost": cost}
+SECTIONS = {
+    "quality": quality,
+    "strength": lambda results, _page: page_strength.strength(results, table, about),
+    "training_grid": training_grid,
+    "ring": ring,
+    "cost": cost,
+}
 
 
 def rest() -> str:
     """The benchmarks without a section: what each asks, in its own words."""
     lines = []
     for file in sorted((ROOT / "benchmarks").glob("*.py")):
-        if file.stem not in (*SECTIONS, "page", "reference_trainer"):
+        if file.stem not in (*SECTIONS, "page", "page_strength", "reference_trainer"):
             summary = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))).partition("\n\n")[0].replace("\n", " ")
             lines.append(f"- `{file.stem}`: {summary[0].lower()}{summary[1:]}")
     return "\n".join(lines)

@@ -188,8 +188,8 @@ def _guidance_inputs() -> list[io.Input]:
             "scale_model",
             optional=True,
             tooltip="The learned scale. Unconnected: one that was trained on this model, else the one of its family. For SDXL "
-            "that is the authors' network, 0.6 MB, downloaded once from their repository; for the Shapes demo the bundled one. Other "
-            "models need one, or a cfg.",
+            "that is the authors' network, 0.6 MB, downloaded once from their repository; for the Shapes demo the bundled one. "
+            "Other models need one, or a cfg.",
         ),
         io.Float.Input(
             "guidance_lambda",
@@ -246,7 +246,8 @@ def _guidance_inputs() -> list[io.Input]:
             default="auto",
             optional=True,
             tooltip="on: guide only across the conditional prediction, which keeps strong guidance from over-saturating (as "
-            "APG with eta 0 does). off: guide by the whole gap, as the paper does. auto: as the scale was trained; the authors' is off.",
+            "APG with eta 0 does). off: guide by the whole gap, as the paper does. auto: as the scale was trained; the "
+            "authors' is off.",
             **where_known(io.Combo.Input, advanced=True),
         ),
     ]

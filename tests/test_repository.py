@@ -36,7 +36,10 @@ def test_the_address_to_clone_is_the_one_that_the_registry_is_given():
     repository = re.search(r'^Repository = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)[1]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert re.findall(r"git clone (\S+)", readme) == [repository]
-    named = re.findall(r"https://(?:raw\.githubusercontent|github)\.com/[\w-]+/ComfyUI-annealing-guidance", (ROOT / "pyproject.toml").read_text("utf-8"))
+    named = re.findall(
+        r"https://(?:raw\.githubusercontent|github)\.com/[\w-]+/ComfyUI-annealing-guidance",
+        (ROOT / "pyproject.toml").read_text("utf-8"),
+    )
     assert len(named) == 5 and {address.split("/")[3] for address in named} == {repository.split("/")[3]}
 
 

@@ -114,7 +114,12 @@ def render(results: Results, tolerance: str, beside: list[tuple[str, str]]) -> s
     lines += [f"- `{name}`: {sentence}" for name, sentence in results.sentences.items()]
     lines += ["", NOTE]
     if beside:
-        lines += ["## Beside other nodes", "", "Run together in ComfyUI by the tests in `tests/beside/`. First what does not go together:", ""]
+        lines += [
+            "## Beside other nodes",
+            "",
+            "Run together in ComfyUI by the tests in `tests/beside/`. First what does not go together:",
+            "",
+        ]
         apart = sorted(beside, key=lambda pair: not pair[1].startswith(APART))
         lines += [*_table(["node", "what happens together"], [list(pair) for pair in apart]), ""]
     lines += [INTRODUCTION.format(tolerance=tolerance)]
@@ -125,7 +130,9 @@ def render(results: Results, tolerance: str, beside: list[tuple[str, str]]) -> s
     rows.append([LARGEST, *(results.deviations.get(kind, "") for kind in kinds)])
     lines += ["", f"<details><summary>The table: {len(samplers)} samplers, {len(kinds)} kinds of models</summary>", ""]
     lines += [*_table(["sampler", *(named(kind, kind) for kind in kinds)], rows), "", "</details>", ""]
-    lines += ["Made by `python tools/dev.py compatibility` in a clone of the repository; the tests fail where this page is not what"]
+    lines += [
+        "Made by `python tools/dev.py compatibility` in a clone of the repository; the tests fail where this page is not what"
+    ]
     lines += ["they find.", ""]
     return "\n".join(lines)
 

@@ -33,6 +33,7 @@ import errno
 import json
 import os
 import signal
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -186,7 +187,8 @@ def workflows(options: argparse.Namespace) -> int:
     host = prepare_host(packages=("playwright", "pillow", "matplotlib"))
     use_one_thread()
     script = ROOT / "tools" / "workflows" / "save.py"
-    with Server(host, base_folder(cache_folder(), ROOT), ROOT, cpu=True) as server:
+    # A folder of its own: a scale that an earlier run trained would be found, and used in the place of the bundled one.
+    with tempfile.TemporaryDirectory() as base, Server(host, Path(base), ROOT, cpu=True) as server:
         return run_attached([str(host.python), str(script), server.address, *options.rest], host.environment(), folder=ROOT)
 
 

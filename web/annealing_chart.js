@@ -7,7 +7,7 @@ import { ENGLISH, wordsOf } from "./lib/words.js";
 const EVENT = "annealing_guidance.scale"; // guidance/live.py says what it carries
 const WIDGET = "annealing_scale_chart";
 const HEIGHT = 170;
-const HINT_HEIGHT = 26;
+const HINT_HEIGHT = 40;
 const NODES = ["AnnealingGuider", "AnnealingModelPatch", "AnnealingSweep"];
 let words = ENGLISH;
 let waiting = []; // charts made before the words of the language came

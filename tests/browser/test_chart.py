@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import json
 import time
+import urllib.request
 
 import pytest
 
@@ -121,7 +123,7 @@ def test_a_sweep_ends_with_a_line_for_each_picture_of_each_lambda(page):
     assert all(len(call["scale"]) == 6 for call in calls(page, 8))
 
 
-def test_the_keyboard_moves_along_the_steps_and_the_button_shows_the_cfg_scale(page):
+def test_the_keyboard_moves_along_the_steps_and_the_switch_shows_the_scale(page):
     run(page, workflow())
     wait_for_calls(page, 8, 6)
     chart = CHART.format(node=8)
@@ -129,14 +131,24 @@ def test_the_keyboard_moves_along_the_steps_and_the_button_shows_the_cfg_scale(p
     def says(text: str, of: str) -> None:
         page.wait_for_function(f"text => {chart}.{of}.includes(text)", arg=text, timeout=20_000)
 
-    says("over 6 steps", "plot.getAttribute('aria-label')")
+    says("step 6", "plot.getAttribute('aria-label')")
     page.evaluate(f"() => {chart}.plot.focus()")
     page.keyboard.press("ArrowLeft")
     call = calls(page, 8)[4]
-    says(f"step 5: scale {call['scale'][0]:.2f}, {call['scale'][1]:.2f}", "readout.textContent")
-    page.evaluate(f"() => {chart}.button.click()")
-    says(f"step 5: CFG scale {call['cfg_scale'][0]:.2f}", "readout.textContent")
-    says("CFG scale over 6 steps", "plot.getAttribute('aria-label')")
+    low, high = (f"{choose(call['cfg_scale']):.1f}" for choose in (min, max))
+    says(f"step 5: CFG {low}", "readout.textContent")  # folded: it begins with the ordinary CFG
+    assert low == high or high in page.evaluate(f"() => {chart}.readout.textContent")
+    page.evaluate(f"() => {chart}.buttons.scale.focus()")
+    page.keyboard.press("Enter")
+    says(f"step 5: scale {min(call['scale']):.2f}", "readout.textContent")
+    says("scale. step 5", "plot.getAttribute('aria-label')")
+    pressed = (
+        f"() => Object.entries({chart}.buttons).filter(([, b]) => b.getAttribute('aria-pressed') === 'true').map(([k]) => k)"
+    )
+    assert page.evaluate(pressed) == ["scale"]
+    page.evaluate(f"() => {chart}.plot.focus()")
+    page.keyboard.press("Escape")
+    page.wait_for_function(f"() => {chart}.readout.textContent === ''", timeout=20_000)  # the value stands under the node
 
 
 def test_nothing_of_the_chart_is_saved_and_a_reloaded_page_draws_again(open_page):
@@ -154,7 +166,7 @@ def test_nothing_of_the_chart_is_saved_and_a_reloaded_page_draws_again(open_page
 def test_before_the_first_run_the_chart_is_one_line_high(page):
     page.evaluate("graph => window.app.loadApiJson(graph, 'test')", workflow())
     chart = CHART.format(node=8)
-    page.wait_for_function(f"() => {chart}.element.textContent.includes('while sampling')", timeout=20_000)
+    page.wait_for_function(f"() => {chart}.element.textContent.includes('Run to see')", timeout=20_000)
     assert page.evaluate(f"() => {chart}.run") is None
 
 
@@ -166,3 +178,29 @@ def test_an_event_for_a_node_that_is_not_there_is_ignored(page):
     )
     page.wait_for_timeout(300)
     assert not page.complaints
+
+
+def test_the_hint_is_not_cut_at_the_nodes_default_width(page):
+    page.evaluate("() => { window.app.graph.clear(); window.app.graph.add(LiteGraph.createNode('AnnealingGuider')); }")
+    readout = "window.app.graph.nodes[0].widgets.find((widget) => widget.name === 'annealing_scale_chart').chart.readout"
+    page.wait_for_function(f"() => {readout}.clientWidth > 0", timeout=20_000)
+    assert page.evaluate(f"() => {readout}.scrollWidth <= {readout}.clientWidth")
+
+
+def test_the_panel_of_parameters_has_nothing_of_it(page):
+    page.evaluate("() => { window.app.graph.clear(); window.app.graph.add(LiteGraph.createNode('AnnealingGuider')); }")
+    options = "window.app.graph.nodes[0].widgets.find((widget) => widget.name === 'annealing_scale_chart').options"
+    assert page.evaluate(f"() => {options}.hideInPanel") is True
+
+
+@pytest.mark.parametrize("interface", ["classic"], indirect=True)
+def test_its_words_are_those_of_the_interfaces_language(open_page, server):
+    address = f"{server.address}/settings/Comfy.Locale"
+    for language, word in (("ja", "実行すると"), ("en", "Run to see")):
+        body = json.dumps(language).encode()
+        urllib.request.urlopen(urllib.request.Request(address, data=body, method="POST")).close()
+        page = open_page()
+        page.evaluate("() => { window.app.graph.clear(); window.app.graph.add(LiteGraph.createNode('AnnealingGuider')); }")
+        chart = "window.app.graph.nodes[0].widgets.find((widget) => widget.name === 'annealing_scale_chart').chart"
+        page.wait_for_function(f"word => {chart}.readout.textContent.includes(word)", arg=word, timeout=20_000)
+        page.close()

@@ -33,6 +33,26 @@ def test_a_node_is_found_by_search_and_put_into_the_graph(empty):
     assert not empty.complaints
 
 
+@pytest.mark.parametrize("interface", ["classic"], indirect=True)
+def test_the_search_offers_the_two_ways_in_for_the_words_that_lead_to_them(empty):
+    """On an interface that knows aliases. It ranks names above aliases, so only among ours can they be first."""
+    if not hasattr(next(iter(SCHEMAS.values())), "search_aliases"):
+        pytest.skip("this ComfyUI has no search aliases")
+    ways_in = {"Annealing Guider", "Annealing Guidance (KSampler)"}
+    ours = [schema.display_name for schema in SCHEMAS.values()]
+    for words in ("annealing guidance", "guidance", "cfg", "dynamic cfg"):
+        empty.keyboard.press("Escape")
+        empty.mouse.dblclick(700, 500)
+        empty.wait_for_selector("input:focus", timeout=20_000)
+        empty.keyboard.type(words)
+        empty.get_by_role("option").filter(has_text="Annealing Guider").first.wait_for(timeout=20_000)
+        found = [
+            next((name for name in ours if text.strip().startswith(name)), "")
+            for text in empty.get_by_role("option").all_inner_texts()
+        ]
+        assert set([name for name in found if name][:2]) == ways_in, words
+
+
 def test_every_node_can_be_added_with_its_inputs(empty):
     added = empty.evaluate(
         """ids => ids.map((id) => {

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from templates import NAMES, NEEDS_NOTHING, api_format, template
+from templates import NAMES, NEEDS_NOTHING, NOTES, SDXL, api_format, numbered, template
 
 pytestmark = [pytest.mark.server, pytest.mark.browser, pytest.mark.slow]
 
 PACK = "annealing-guidance"
 OPEN = """async ([pack, name]) => {
-  const answer = await fetch(`/api/workflow_templates/${pack}/${name}.json`);
+  const answer = await fetch(`/api/workflow_templates/${pack}/${encodeURIComponent(name)}.json`);
   await window.app.loadGraphData(await answer.json(), true, true, name);
 }"""
 WATCH = """() => {
@@ -34,7 +34,7 @@ def complaints(page) -> list[str]:
 def test_all_of_them_open_without_a_complaint(page):
     for name in NAMES:
         open_template(page, name)
-        needs_checkpoint = name in ("03_sdxl_annealing", "04_sdxl_fast")  # which isn't here
+        needs_checkpoint = name in SDXL  # which isn't here
         if needs_checkpoint:
             page.wait_for_selector(".p-dialog:has-text('sd_xl_base_1.0.safetensors')", timeout=20_000)
         shown = complaints(page)
@@ -47,6 +47,82 @@ def test_all_of_them_open_without_a_complaint(page):
         unknown = "window.app.graph.nodes.filter((node) => !(node.type in LiteGraph.registered_node_types)).length"
         assert page.evaluate(unknown) == 0, name
         assert page.evaluate("window.app.graph.nodes.length") == len(template(name)["nodes"]), name
+
+
+# Nodes as they are drawn: [title, left, top, right, bottom, id] with the title's bar; in Nodes 2.0 they are as tall as they need.
+BOXES = """() => window.app.graph.nodes.map((node) => {
+  const drawn = document.querySelector(`[data-node-id="${node.id}"]`);
+  const [width, height] = drawn ? [drawn.offsetWidth, drawn.offsetHeight] : [node.size[0], node.size[1] + 30];
+  const [left, top] = [node.pos[0], node.pos[1] - 30];
+  return [`${node.type} ${node.title}`, left, top, left + width, top + height, node.id];
+})"""
+FIT = """async () => {
+  window.app.canvas.deselectAll?.();
+  await window.app.extensionManager.command.execute('Comfy.Canvas.FitView');
+}"""
+READABLE = 0.65  # below 0.57 the classic interface draws no text
+
+
+def overlaps(page) -> list[tuple[str, str]]:
+    boxes = page.evaluate(BOXES)
+    return [
+        (one[0], other[0])
+        for number, one in enumerate(boxes)
+        for other in boxes[:number]
+        if one[1] < other[3] and other[1] < one[3] and one[2] < other[4] - 1 and other[2] < one[4] - 1
+    ]
+
+
+def test_no_node_covers_another_as_drawn(page):
+    for name in NAMES:
+        open_template(page, name)
+        page.keyboard.press("Escape")
+        page.evaluate(FIT)
+        page.wait_for_timeout(1000)
+        assert overlaps(page) == [], name
+
+
+@pytest.mark.parametrize("interface", ["classic"], indirect=True)
+def test_all_text_is_drawn_when_the_whole_is_in_view(page):
+    for name in NAMES:
+        open_template(page, name)
+        page.keyboard.press("Escape")
+        page.evaluate(FIT)
+        page.wait_for_timeout(1000)  # it glides there
+        assert page.evaluate("() => window.app.canvas.ds.scale") >= READABLE, name
+
+
+# Wires as the interface draws them: curves that leave both ends by a quarter of their length.
+ACROSS_NOTES = """(notes) => {
+  const { graph } = window.app;
+  const boxes = graph.nodes.filter((node) => notes.includes(node.type))
+    .map(({ pos, size }) => [pos[0], pos[1] - 30, pos[0] + size[0], pos[1] + size[1]]);
+  const inside = ([x, y]) => boxes.some(([left, top, right, bottom]) => x > left && x < right && y > top && y < bottom);
+  const wires = graph.nodes.flatMap((to) => (to.inputs ?? []).map((input, slot) => [to, slot, input.link]))
+    .filter(([, , link]) => link != null);
+  const across = wires.filter(([to, slot, id]) => {
+    const link = graph.links.get?.(id) ?? graph.links[id];
+    const from = graph.getNodeById(link.origin_id);
+    const [x0, y0] = from.getConnectionPos(false, link.origin_slot);
+    const [x3, y3] = to.getConnectionPos(true, slot);
+    const bend = 0.25 * Math.hypot(x3 - x0, y3 - y0);
+    const [x1, x2] = [x0 + bend, x3 - bend];
+    return Array.from({ length: 101 }, (_, i) => i / 100).some((t) => {
+      const [a, b, c, d] = [(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t ** 2 * (1 - t), t ** 3];
+      return inside([a * x0 + b * x1 + c * x2 + d * x3, (a + b) * y0 + (c + d) * y3]);
+    });
+  });
+  return [wires.length, across.map(([to, slot]) => `${to.title}: ${to.inputs[slot].name}`)];
+}"""
+
+
+@pytest.mark.parametrize("interface", ["classic"], indirect=True)
+def test_no_wire_runs_across_a_note(page):
+    for name in NAMES:
+        open_template(page, name)
+        page.keyboard.press("Escape")
+        count, across = page.evaluate(ACROSS_NOTES, list(NOTES))
+        assert count == len(template(name)["links"]) and across == [], name
 
 
 @pytest.mark.parametrize("interface", ["classic"], indirect=True)
@@ -85,6 +161,6 @@ def test_it_runs_to_the_end_from_the_interface(page, name):
 def test_the_template_browser_shows_and_opens_them(page):
     page.evaluate("() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.get_by_text(PACK, exact=False).first.click()
-    page.get_by_text("02_shapes_compare").first.click()
-    count = len(template("02_shapes_compare")["nodes"])
+    page.get_by_text(numbered("02")).first.click()
+    count = len(template(numbered("02"))["nodes"])
     page.wait_for_function(f"window.app.graph.nodes.length === {count}")

@@ -31,12 +31,12 @@ def schema_of(node):
 PUBLIC = {
     "AnnealingGuider": (
         {"model": None, "positive": None, "negative": None, "scale_model": None, "guidance_lambda": 0.4, "renoise": "auto",
-         "match_training_steps": True, "lambda_per_sample": ""},
+         "match_training_steps": True, "lambda_per_sample": "", "cfg": 0.0, "projection": "auto"},
         ["GUIDER", "ANNEALING_TRACE"],
     ),
     "AnnealingModelPatch": (
         {"model": None, "scale_model": None, "guidance_lambda": 0.4, "renoise": "auto", "match_training_steps": True,
-         "lambda_per_sample": ""},
+         "lambda_per_sample": "", "cfg": 0.0, "projection": "auto"},
         ["MODEL", "ANNEALING_TRACE"],
     ),
     "AnnealingSampler": ({"eta": 0.0, "renoise_mix": 1.0}, ["SAMPLER"]),
@@ -52,20 +52,25 @@ def test_ids_inputs_defaults_and_outputs_are_the_public_ones(node):
     assert [output.io_type for output in schema.outputs] == outputs
 
 
-def test_only_the_scale_model_and_lambdas_per_sample_are_optional():
+def test_the_scale_model_and_what_came_later_are_optional():
+    later = {"scale_model", "lambda_per_sample", "cfg", "projection"}
     for node in OURS:
-        assert {given.id for given in schema_of(node).inputs if given.optional} <= {"scale_model", "lambda_per_sample"}
+        assert {given.id for given in schema_of(node).inputs if given.optional} <= later
 
 
 @pytest.mark.parametrize("node", OURS, ids=lambda node: node.__name__)
 def test_everything_is_explained(node):
     schema = schema_of(node)
-    assert schema.description and schema.display_name and schema.category == host.CATEGORY
+    assert schema.description and schema.display_name and schema.category.startswith(host.CATEGORY)
     assert all(part.tooltip for part in [*schema.inputs, *schema.outputs])
 
 
-def test_every_node_of_the_pack_is_in_one_folder_of_the_menu():
-    assert {schema_of(node).category for node in NODES} == {host.CATEGORY}
+def test_every_node_of_the_pack_is_in_one_folder_of_the_menu_and_the_two_ways_in_are_at_its_top():
+    places = {node.__name__: schema_of(node).category for node in NODES}
+    assert all(place.startswith(host.CATEGORY) for place in places.values())
+    assert {name for name, place in places.items() if place == host.CATEGORY} == {"AnnealingGuider", "AnnealingModelPatch"}
+    folders = {place.removeprefix(f"{host.CATEGORY}/") for place in places.values()} - {host.CATEGORY}
+    assert folders <= {"scale", "sampling", "pictures", "training", "demo"}
 
 
 def test_arguments_that_this_host_lacks_are_left_out():

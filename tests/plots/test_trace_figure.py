@@ -24,7 +24,7 @@ def trace_of(sampler="euler", guidance_lambda=LAMBDAS):
     guider = AnnealingCFGGuider(closed_form_model(), Guidance(SmoothScale("epsilon"), guidance_lambda))
     guider.set_conds(conditioning(MEANS, 0.5), conditioning(torch.zeros_like(MEANS[:1]), 0.9))
     sample(guider, comfy.samplers.sampler_object(sampler), SIGMAS, NOISE)
-    return guider.trace
+    return guider.trace.latest
 
 
 def lines(axes):
@@ -33,14 +33,19 @@ def lines(axes):
 
 def test_the_panels_hold_the_traces_numbers_a_line_per_sample():
     made = trace_of()
-    scale, used, norm = trace.trace_figure(made).axes
-    for axes, name in ((scale, "scale"), (used, "cfg_scale"), (norm, "gap_norm")):
+    cfg, scale, norm = trace.trace_figure(made).axes
+    for axes, name in ((cfg, "cfg_scale"), (scale, "scale"), (norm, "gap_norm")):
         kept = torch.stack([getattr(call, name) for call in made.calls])
         assert all(torch.equal(line, kept[:, i]) for i, line in enumerate(lines(axes))) and len(lines(axes)) == 3
 
 
-def test_a_run_that_was_not_folded_has_no_panel_of_cfg_scales():
-    assert len(trace.trace_figure(trace_of("euler_cfg_pp")).axes) == 2
+def test_the_panels_are_the_same_whatever_the_sampler_renoises_with():
+    titles = [[axes.get_title() for axes in trace.trace_figure(trace_of(name)).axes] for name in ("euler", "euler_cfg_pp")]
+    assert titles[0] == titles[1] and len(titles[0]) == 3
+
+
+def test_a_remark_stands_above_the_panels():
+    assert "several runs" in trace.trace_figure(trace_of(), "several runs").get_suptitle()
 
 
 def test_the_legend_names_the_lambdas_where_they_differ():

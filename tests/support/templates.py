@@ -8,7 +8,16 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
-NEEDS_A_CHECKPOINT = ("03_sdxl_annealing", "04_sdxl_fast", "train_your_model", "train_your_model_files", "train_your_pictures")
+
+
+def numbered(number: str) -> str:
+    """The template's name by its number, which stays when its title is reworded: "02"."""
+    (name,) = (name for name in NAMES if name.startswith(f"{number} "))
+    return name
+
+
+SDXL = (numbered("06"), numbered("07"))
+NEEDS_A_CHECKPOINT = (*SDXL, *map(numbered, ("08", "09", "12")))
 NEEDS_NOTHING = tuple(name for name in NAMES if name not in NEEDS_A_CHECKPOINT)
 NOTES = ("MarkdownNote", "Note")  # only the interface knows them
 

@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(pack.__file__).parent
 PAGES = ROOT / "web" / "docs"
 SOURCES = ("guidance", "models", "nodes", "plots", "shapes", "training")
+WAYS_IN = {"annealing", "annealing guidance", "guidance", "cfg", "lambda"}
 SHORT_LIST = 5  # options; longer lists depend on the host or the user's files
 WITHOUT_END = 10**9  # seeds
 
@@ -41,6 +42,20 @@ def test_the_search_finds_the_guiders_by_the_words_that_people_know(node):
     if not hasattr(schema, "search_aliases"):
         pytest.skip("this ComfyUI has no search aliases")
     assert {"adaptive cfg", "dynamic cfg", "cfg scheduler", "cfg++", "annealing guidance"} <= set(schema.search_aliases)
+    assert WAYS_IN <= set(schema.search_aliases)
+
+
+def test_no_other_node_has_the_words_of_those_who_look_for_a_way_in():
+    if not hasattr(next(iter(schemas().values())), "search_aliases"):
+        pytest.skip("this ComfyUI has no search aliases")
+    for node, schema in schemas().items():
+        if node not in ("AnnealingGuider", "AnnealingModelPatch"):
+            assert not WAYS_IN & set(schema.search_aliases or ()), node
+
+
+def test_each_page_says_first_which_node_one_needs():
+    for node, page in pages().items():
+        assert -1 < page.find("## Which node do I need?\n") < page.find("## Wiring\n"), node
 
 
 def test_every_node_has_a_page_and_no_page_is_of_another_node():

@@ -26,6 +26,21 @@ def texts(language: str) -> dict[str, str]:
     return texts_by_key(json.loads((LOCALES / language / "nodeDefs.json").read_text("utf-8")))
 
 
+def chart(language: str) -> dict[str, str]:
+    return json.loads((LOCALES / language / "main.json").read_text("utf-8"))["annealing_guidance"]["chart"]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_charts_words_are_there_in_every_language(language):
+    script = (Path(pack.__file__).parent / "web" / "lib" / "words.js").read_text("utf-8")
+    english_words = dict(re.findall(r'^  (\w+): "(.*)",$', script, re.MULTILINE))
+    assert chart("en") == english_words
+    assert chart(language).keys() == english_words.keys()
+    assert [key for key, text in chart(language).items() if not text.strip() or re.search(r"[{}@|]", text)] == []
+    same = {key for key, text in chart(language).items() if text == english_words[key]}
+    assert language == "en" or same == {"cfg"}
+
+
 def test_these_are_the_languages():
     assert {path.name for path in LOCALES.iterdir()} == set(LANGUAGES)
 
@@ -85,3 +100,4 @@ def test_the_server_gives_every_translation_to_the_frontend(server):
     for language in LANGUAGES:
         ours = json.loads((LOCALES / language / "nodeDefs.json").read_text("utf-8"))
         assert {node: offered[language]["nodeDefs"][node] for node in ours} == ours
+        assert offered[language]["annealing_guidance"]["chart"] == chart(language)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from devkit import SetupError
 from devkit.tools import tool_python
-from templates import NAMES, api_format, template
+from templates import NAMES, api_format, numbered, template
 
 # What the user has: lists whose items lie on his disk.
 USERS_FILES = {
@@ -93,7 +93,7 @@ def test_comfy_lint_finds_no_fault(name, comfy_lint, schema, home, tmp_path):
 
 
 def test_comfy_cli_would_find_one(comfy_cli, schema, home, tmp_path):
-    broken = template("01_shapes_hello")
+    broken = template(numbered("01"))
     next(node for node in broken["nodes"] if node["type"] == "ShapesLoader")["widgets_values"] = ["no such variant"]
     path = tmp_path / "workflow.json"
     path.write_text(json.dumps(broken), encoding="utf-8")

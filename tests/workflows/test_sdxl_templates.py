@@ -15,7 +15,7 @@ from demo.client import run_workflow
 from devkit.environment import Host
 from devkit.server import Server
 from PIL import Image
-from templates import api_format, template
+from templates import api_format, numbered, template
 
 ROOT = Path(__file__).resolve().parents[2]
 # A node pack of one file.
@@ -42,9 +42,10 @@ def server_with_small_sdxl(comfyui, official_checkpoint, tmp_path_factory) -> It
         yield running
 
 
-@pytest.mark.parametrize(("name", "steps"), [("03_sdxl_annealing", 50), ("04_sdxl_fast", 25)])
-def test_it_runs_to_the_end(server_with_small_sdxl, name, steps):
-    workflow = api_format(template(name))
+@pytest.mark.parametrize(("number", "steps"), [("07", 50), ("06", 25)])
+def test_it_runs_to_the_end(server_with_small_sdxl, number, steps):
+    name = f"sdxl_{number}"
+    workflow = api_format(template(numbered(number)))
     (loader,) = (key for key, node in workflow.items() if node["class_type"] == "CheckpointLoaderSimple")
     (latent,) = (node for node in workflow.values() if node["class_type"] == "EmptyLatentImage")
     workflow[loader] = {"class_type": "SmallSDXLLoader", "inputs": {}}

@@ -7,35 +7,36 @@ from .description import Node, node
 READ, MODEL, GUIDE, RESULT = "#88A", "#3f789e", "#b06634", "#8A8"  # colours of groups by what they are for
 
 PROMPT = "a red circle left of a green cross"
+# Chosen with seed 1 and 10 steps of the flow model: no guidance errs there, and strong CFG doubles shapes.
+TELLING_PROMPT = "a red cross above a yellow circle"
 SDXL = {
     "name": "sd_xl_base_1.0.safetensors",
     "url": "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
     "directory": "checkpoints",
 }
-PICTURE = 330  # height of a preview that shows a square picture
-CHART = 420  # height of a guider with its live chart
+PICTURE = 300  # height of a preview that shows a square picture
+CHART = 410  # height of a guider with its live chart
+CHART_ROOM = 530  # in Nodes 2.0, after a run
 
 
-def shapes() -> Node:
-    return node("loader", "ShapesLoader", variant="epsilon")
+def shapes(variant: str = "epsilon") -> Node:
+    return node("loader", "ShapesLoader", variant=variant)
 
 
 def sdxl() -> Node:
     return node("loader", "CheckpointLoaderSimple", "SDXL base 1.0", models=[SDXL], ckpt_name=SDXL["name"])
 
 
-def prompt(text: str = PROMPT, key: str = "prompt", title: str = "Prompt", tall: int = 120) -> Node:
+def prompt(text: str = PROMPT, key: str = "prompt", title: str = "Prompt", tall: int = 110) -> Node:
     return node(key, "CLIPTextEncode", title, tall=tall, clip=("loader", "CLIP"), text=text)
 
 
 def empty_prompt() -> Node:
-    return node("negative", "CLIPTextEncode", "Negative (empty)", tall=100, clip=("loader", "CLIP"), text="")
+    return node("negative", "CLIPTextEncode", "Negative (empty)", tall=88, clip=("loader", "CLIP"), text="")
 
 
 def zeroed_prompt() -> Node:
-    return node(
-        "negative", "ConditioningZeroOut", "Negative: zeros, as SDXL base was trained", conditioning=("prompt", "CONDITIONING")
-    )
+    return node("negative", "ConditioningZeroOut", "Negative: zeros", conditioning=("prompt", "CONDITIONING"))
 
 
 def latent(size: int = 128, batch: int = 1) -> Node:
@@ -60,7 +61,7 @@ def sampler(name: str, key: str = "sampler", title: str | None = None) -> Node:
 
 
 def null_renoising(key: str = "sampler") -> Node:
-    return node(key, "AnnealingSampler", eta=0.0, renoise_mix=1.0)
+    return node(key, "AnnealingSampler", "Annealing Sampler", eta=0.0, renoise_mix=1.0)
 
 
 def annealing(key: str = "guider", positive: str = "prompt", title: str | None = None, tall: int = CHART, **settings) -> Node:
@@ -69,10 +70,19 @@ def annealing(key: str = "guider", positive: str = "prompt", title: str | None =
         "AnnealingGuider",
         title,
         tall=tall,
+        room=CHART_ROOM,
         model=("loader", "MODEL"),
         positive=(positive, "CONDITIONING"),
         negative=("negative", "CONDITIONING"),
-        **{"guidance_lambda": 0.4, "renoise": "auto", "match_training_steps": True, "lambda_per_sample": "", **settings},
+        **{
+            "guidance_lambda": 0.4,
+            "renoise": "auto",
+            "match_training_steps": True,
+            "lambda_per_sample": "",
+            "cfg": 0.0,
+            "projection": "auto",
+            **settings,
+        },
     )
 
 
@@ -119,5 +129,5 @@ def plot(trace: str = "guider", samples: tuple[str, str] = ("sampling", "output"
     return node("plot", "AnnealingScalePlot", trace=(trace, "trace"), samples=samples, csv_prefix="")
 
 
-def plot_preview(title: str = "The scale, step by step", tall: int = 460) -> Node:
+def plot_preview(title: str = "The strength, step by step", tall: int = 380) -> Node:
     return preview("plot_picture", ("plot", "plot"), title, tall)

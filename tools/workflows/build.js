@@ -2,8 +2,11 @@
 // Rows of groups lie under each other, columns of nodes side by side, by the sizes that the interface gives the nodes.
 ({ rows, id, packs }) => {
   const TITLE = 30; // the bar above a node
-  const GAP = 40;
-  const HEAD = 60; // of a group
+  const PAD = 12; // inside a group
+  const GAP = 18; // between groups
+  const HEAD = 44; // of a group
+  // Nodes 2.0 draws nodes up to so much taller than the classic interface: measured with the interfaces 1.32.9 and 1.49.6.
+  const TALLER = { ours: 46, others: 32 };
   const graph = window.app.graph;
   graph.clear();
   graph.id = id;
@@ -35,18 +38,21 @@
     for (const group of row) {
       const start = left;
       let bottom = top;
-      left += GAP / 2;
+      left += PAD;
       for (const column of group.columns) {
         let y = top + HEAD;
         const nodes = column.map((from) => make(from));
         const width = Math.max(group.width, ...nodes.map((node) => node.computeSize()[0]));
         for (const [place, node] of nodes.entries()) {
-          node.setSize([width, Math.max(column[place].tall, node.computeSize()[1])]);
-          node.pos = [left, y + TITLE - 10];
-          y = node.pos[1] + node.size[1] + GAP / 2;
+          const { type, tall, room } = column[place];
+          const least = node.computeSize()[1];
+          node.setSize([width, Math.max(tall, least)]);
+          node.pos = [left, y + TITLE];
+          const taller = /^(Annealing|Shapes)/.test(type) ? TALLER.ours : TALLER.others;
+          y = node.pos[1] + Math.max(node.size[1], room, type === "MarkdownNote" ? 0 : least + taller) + PAD;
         }
         bottom = Math.max(bottom, y);
-        left += width + GAP / 2;
+        left += width + PAD;
       }
       const frame = new LiteGraph.LGraphGroup(group.title);
       frame.color = group.colour;

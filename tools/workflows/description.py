@@ -19,6 +19,7 @@ class Node:
     type: str
     title: str | None
     tall: int  # at least, in the interface's pixels
+    room: int  # what is left for it, where it grows while it runs
     models: list[dict[str, str]]  # where the interface can download what the node loads
     settings: dict[str, Any]
 
@@ -35,19 +36,24 @@ class Group:
 
 @dataclass
 class Workflow:
-    """Rows of groups, under each other. thumbnail: keys of the nodes whose pictures it is made of; none: a view of the graph."""
+    """Rows of groups, under each other; the name is the file's and is shown as the title.
+
+    thumbnail: keys of the nodes whose pictures it is made of. Where none can be made here, it is drawn: "scale" (SDXL's over a
+    run), "fit" (what training shows).
+    """
 
     name: str
     rows: list[list[Group]]
     thumbnail: list[str] = field(default_factory=list)
+    drawn: str = ""
 
 
-def node(key: str, type: str, title: str | None = None, /, *, tall: int = 0, models=(), **settings: Any) -> Node:
+def node(key: str, type: str, title: str | None = None, /, *, tall: int = 0, room: int = 0, models=(), **settings: Any) -> Node:
     if type in SEEDED:
         settings["control_after_generate"] = "fixed"
-    return Node(key, type, title, tall, list(models), settings)
+    return Node(key, type, title, tall, room, list(models), settings)
 
 
 def note(key: str, title: str, file: str, tall: int) -> Node:
     """A note in the graph, with the text of notes/<file>.md."""
-    return Node(key, "MarkdownNote", title, tall, [], {"": (NOTES / f"{file}.md").read_text(encoding="utf-8")})
+    return Node(key, "MarkdownNote", title, tall, 0, [], {"": (NOTES / f"{file}.md").read_text(encoding="utf-8")})

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from .blocks import (
     CHART,
+    CHART_ROOM,
     GUIDE,
     MODEL,
     PROMPT,
     READ,
     RESULT,
+    TELLING_PROMPT,
     annealing,
     cfg,
     decode,
@@ -33,21 +35,21 @@ from .training import train_shapes, train_shapes_once, train_your_model, train_y
 
 
 def hello() -> Workflow:
-    read = note("read", "Start here", "01_shapes_hello", 330)
-    swap = note("swap", "With your own model", "your_model", 180)
+    read = note("read", "Start here", "hello", 450)
+    swap = note("swap", "With your own model", "your_model", 250)
     return Workflow(
-        "01_shapes_hello",
+        "01 Hello - nothing to download",
         [
             [
-                Group("Read me", [[read, swap]], 380, READ),
-                Group("1  Model and prompt", [[shapes(), prompt(), empty_prompt(), latent()]], colour=MODEL),
+                Group("Read me", [[read, swap]], 340, READ),
+                Group("1  Model and prompt", [[shapes(), prompt(), empty_prompt(), latent()]], 280, MODEL),
                 Group(
                     "2  Guidance and sampling",
                     [[annealing(), noise(1)], [sampler("euler"), usual_steps(), sampling()]],
-                    340,
+                    290,
                     GUIDE,
                 ),
-                Group("3  Picture", [[decode(), preview("picture", ("decoded", "IMAGE"), PROMPT, 400)]], 340, RESULT),
+                Group("3  Picture", [[decode(), preview("picture", ("decoded", "IMAGE"), PROMPT, 380)]], 330, RESULT),
             ]
         ],
         ["picture"],
@@ -55,46 +57,43 @@ def hello() -> Workflow:
 
 
 def compare() -> Workflow:
-    read = note("read", "What to look at", "02_shapes_compare", 400)
-    scale = note("about_plot", "How to read the plot", "scale_plot", 220)
+    """Prompt and seed were chosen to show what guidance does, and the note says so."""
     ways = {
-        "none": ("A  No guidance", cfg("none_guider", 1.0, "CFG 1: the prompt alone"), "euler"),
-        "cfg": ("B  CFG 5", cfg("cfg_guider", 5.0, "CFG 5"), "euler"),
-        "plus": ("C  CFG++ 0.4", cfg("plus_guider", 0.4, "0.4, for the Annealing Sampler"), "null"),
-        "annealing": ("D  Annealing", annealing("annealing_guider", tall=CHART), "euler"),
+        "none": ("A  No guidance", cfg("none_guider", 1.0, "CFG 1: the prompt alone")),
+        "default": ("B  CFG 8 (default)", cfg("default_guider", 8.0, "CFG 8")),
+        "picked": ("C  CFG 3 (by hand)", cfg("picked_guider", 3.0, "CFG 3")),
+        "annealing": ("D  Annealing", annealing("annealing_guider")),
     }
     lanes, results = [], []
-    for key, (title, guider, step) in ways.items():
-        sampled = [sampling(f"{key}_sampling", f"{key}_guider", step), decode(f"{key}_decoded", (f"{key}_sampling", "output"))]
+    for key, (title, guider) in ways.items():
+        sampled = [sampling(f"{key}_sampling", f"{key}_guider"), decode(f"{key}_decoded", (f"{key}_sampling", "output"))]
         if key == "annealing":
             sampled.append(plot("annealing_guider", ("annealing_sampling", "output")))
-        lanes.append(
-            Group(f"How {title[0]} is made", [[guider], sampled] if key == "annealing" else [[guider, *sampled]], 250, GUIDE)
-        )
-        results.append(Group(title, [[preview(f"{key}_pictures", (f"{key}_decoded", "IMAGE"), title, 380)]], 270, RESULT))
+        columns = [[guider], sampled] if key == "annealing" else [[guider, *sampled]]
+        lanes.append(Group(f"How {title[0]} is made", columns, 245 if key == "annealing" else 215, GUIDE))
+        results.append(Group(title, [[preview(f"{key}_pictures", (f"{key}_decoded", "IMAGE"), title, 320)]], 243, RESULT))
     return Workflow(
-        "02_shapes_compare",
+        "02 Compare with CFG - nothing to download",
         [
             [
-                Group("Read me first", [[read]], 400, READ),
+                Group("Read me first", [[note("read", "What to look at", "compare", 320)]], 300, READ),
                 *results,
-                Group("What D did, step by step", [[plot_preview("D's scale: a line for each picture", 380)]], 360, RESULT),
+                Group("What D did, step by step", [[plot_preview("A line for each picture of D", 320)]], 300, RESULT),
             ],
             [
-                Group("And then", [[scale]], 260, READ),
                 Group(
                     "The same for all four",
                     [
-                        [shapes(), prompt(), empty_prompt()],
-                        [latent(batch=4), noise(2), paper_steps(), sampler("euler", "euler"), null_renoising("null")],
+                        [shapes("flow"), prompt(TELLING_PROMPT), empty_prompt()],
+                        [latent(batch=4), noise(1), usual_steps("simple", 10), sampler("euler")],
                     ],
-                    220,
+                    215,
                     MODEL,
                 ),
                 *lanes,
             ],
         ],
-        [*(f"{key}_pictures" for key in ways)],
+        [f"{key}_pictures" for key in ways],
     )
 
 
@@ -102,100 +101,108 @@ SDXL_PROMPT = "a fox in a knitted sweater reading a newspaper at a wooden table,
 
 
 def sdxl_and_prompt() -> Group:
-    return Group("1  Model and prompt", [[sdxl(), prompt(SDXL_PROMPT, tall=160), zeroed_prompt(), latent(1024)]], colour=MODEL)
+    return Group("1  Model and prompt", [[sdxl(), prompt(SDXL_PROMPT, tall=160), zeroed_prompt(), latent(1024)]], 290, MODEL)
+
+
+def saved_picture(prefix: str) -> Node:
+    return node("picture", "SaveImage", "Picture", tall=400, images=("decoded", "IMAGE"), filename_prefix=prefix)
+
+
+def sdxl_fast() -> Workflow:
+    return Workflow(
+        "06 SDXL in 25 steps",
+        [
+            [
+                Group("Read me", [[note("read", "SDXL in 25 steps", "sdxl_fast", 480)]], 340, READ),
+                sdxl_and_prompt(),
+                Group(
+                    "2  Guidance and sampling",
+                    [[annealing(cfg=6.0), noise(1)], [sampler("dpmpp_2m"), usual_steps(), sampling()]],
+                    290,
+                    GUIDE,
+                ),
+                Group("3  Picture", [[decode(), saved_picture("sdxl_fast")]], 350, RESULT),
+            ]
+        ],
+        drawn="scale",
+    )
 
 
 def sdxl_annealing() -> Workflow:
-    read = note("read", "The paper's settings", "03_sdxl_annealing", 350)
     return Workflow(
-        "03_sdxl_annealing",
+        "07 SDXL as in the paper",
         [
             [
-                Group("Read me", [[read]], 380, READ),
+                Group("Read me", [[note("read", "The paper's settings", "sdxl_annealing", 480)]], 340, READ),
                 sdxl_and_prompt(),
                 Group(
                     "2  The paper's guidance and sampling",
                     [[annealing(), noise(1)], [null_renoising(), paper_steps(), sampling()]],
-                    340,
+                    290,
                     GUIDE,
                 ),
-                Group("3  Picture", [[decode(), saved_picture("03_sdxl_annealing")]], 420, RESULT),
+                Group("3  Picture", [[decode(), saved_picture("sdxl_annealing")]], 350, RESULT),
             ]
         ],
+        drawn="scale",
     )
 
 
-def saved_picture(prefix: str) -> Node:
-    return node("picture", "SaveImage", "Picture", tall=440, images=("decoded", "IMAGE"), filename_prefix=prefix)
-
-
-def sdxl_fast() -> Workflow:
-    read = note("read", "SDXL in 25 steps", "04_sdxl_fast", 350)
-    return Workflow(
-        "04_sdxl_fast",
-        [
-            [
-                Group("Read me", [[read]], 380, READ),
-                sdxl_and_prompt(),
-                Group(
-                    "2  Guidance and sampling",
-                    [[annealing(renoise="folded"), noise(1)], [sampler("dpmpp_2m"), usual_steps(), sampling()]],
-                    340,
-                    GUIDE,
-                ),
-                Group("3  Picture", [[decode(), saved_picture("04_sdxl_fast")]], 420, RESULT),
-            ]
-        ],
-    )
-
-
-def ksampler(key: str, model: tuple[str, str], cfg: float, title: str) -> Node:
+def ksampler(
+    key: str, model: tuple[str, str], cfg: float, title: str, positive="prompt", start=("latent", "LATENT"), seed=2, denoise=1.0
+) -> Node:
     return node(
         key,
         "KSampler",
         title,
         model=model,
-        positive=("prompt", "CONDITIONING"),
+        positive=(positive, "CONDITIONING"),
         negative=("negative", "CONDITIONING"),
-        latent_image=("latent", "LATENT"),
-        seed=2,
+        latent_image=start,
+        seed=seed,
         steps=25,
         cfg=cfg,
         sampler_name="dpmpp_2m",
         scheduler="karras",
-        denoise=1.0,
+        denoise=denoise,
     )
 
 
-def ksampler_patch() -> Workflow:
-    read = note("read", "With KSampler", "05_ksampler_patch", 270)
-    swap = note("swap", "With your own model", "your_model", 180)
-    patch = node(
+def patch() -> Node:
+    return node(
         "patch",
         "AnnealingModelPatch",
         tall=CHART,
+        room=CHART_ROOM,
         model=("loader", "MODEL"),
         guidance_lambda=0.4,
         renoise="auto",
         match_training_steps=True,
         lambda_per_sample="",
+        cfg=0.0,
+        projection="auto",
     )
+
+
+def ksampler_patch() -> Workflow:
+    read = note("read", "With KSampler", "ksampler_patch", 330)
+    swap = note("swap", "With your own model", "your_model", 300)
     return Workflow(
-        "05_ksampler_patch",
+        "03 KSampler - nothing to download",
         [
             [
-                Group("Read me", [[read, swap]], 380, READ),
-                Group("1  Model and prompt", [[shapes(), prompt(), empty_prompt(), latent(batch=4)]], colour=MODEL),
-                Group("2  The patch", [[patch]], 340, GUIDE),
+                Group("Read me", [[read, swap]], 340, READ),
+                Group("1  Model and prompt", [[shapes(), prompt(), empty_prompt(), latent(batch=4)]], 280, MODEL),
+                Group("2  The patch", [[patch()]], 300, GUIDE),
                 Group(
                     "3  KSampler",
                     [
                         [
-                            ksampler("plain", ("loader", "MODEL"), 1.0, "KSampler without the patch, cfg 1"),
-                            ksampler("patched", ("patch", "model"), 1.0, "KSampler with the patch"),
+                            ksampler("plain", ("loader", "MODEL"), 1.0, "Without the patch, cfg 1"),
+                            ksampler("patched", ("patch", "model"), 1.0, "With the patch"),
                         ]
                     ],
-                    320,
+                    280,
                     MODEL,
                 ),
                 Group(
@@ -203,12 +210,12 @@ def ksampler_patch() -> Workflow:
                     [
                         [
                             decode("plain_decoded", ("plain", "LATENT")),
-                            preview("plain_pictures", ("plain_decoded", "IMAGE"), "Without guidance (cfg 1)", 260),
+                            preview("plain_pictures", ("plain_decoded", "IMAGE"), "Without guidance (cfg 1)", 280),
                             decode("decoded", ("patched", "LATENT")),
-                            preview("pictures", ("decoded", "IMAGE"), "Annealing, lambda 0.4", 260),
+                            preview("pictures", ("decoded", "IMAGE"), "Annealing, lambda 0.4", 280),
                         ]
                     ],
-                    320,
+                    300,
                     RESULT,
                 ),
             ]
@@ -218,12 +225,13 @@ def ksampler_patch() -> Workflow:
 
 
 def lambda_sweep() -> Workflow:
-    read = note("read", "Which lambda?", "06_lambda_sweep", 280)
-    swap = note("swap", "With your own model", "your_model", 200)
+    read = note("read", "Which lambda, how strong?", "lambda_sweep", 350)
+    swap = note("swap", "With your own model", "your_model", 320)
     sweep = node(
         "sweep",
         "AnnealingSweep",
-        tall=CHART,
+        tall=460,
+        room=640,
         noise=("noise", "NOISE"),
         model=("loader", "MODEL"),
         positive=("prompt", "CONDITIONING"),
@@ -232,47 +240,47 @@ def lambda_sweep() -> Workflow:
         sigmas=("sigmas", "SIGMAS"),
         latent_image=("latent", "LATENT"),
         vae=("loader", "VAE"),
-        scale_model=("scale", "scale_model"),
-        lambdas="0, 0.2, 0.4, 0.6, 0.8",
-        cfg_scales="1, 5",
+        lambdas="0, 0.8",
+        cfg_scales="1, 8",
+        cfgs="2, 5, 10",
     )
-    scale_map = node("map", "AnnealingScaleMap", scale_model=("scale", "scale_model"), guidance_lambda=0.4, lambdas="0, 0.4, 0.8")
     return Workflow(
-        "06_lambda_sweep",
+        "04 Which lambda, how strong - nothing to download",
         [
             [
-                Group("Read me", [[read, swap]], 340, READ),
+                Group("Read me", [[read, swap]], 300, READ),
                 Group(
                     "1  Model and prompt",
                     [
-                        [shapes(), prompt(), empty_prompt(), latent(batch=2)],
-                        [
-                            node("scale", "AnnealingScaleLoader", scale_name="shapes_epsilon.safetensors"),
-                            noise(2),
-                            sampler("euler"),
-                            usual_steps(),
-                        ],
+                        [shapes("flow"), prompt(TELLING_PROMPT), empty_prompt()],
+                        [latent(batch=4), noise(1), sampler("euler"), usual_steps("simple", 10)],
                     ],
-                    270,
+                    235,
                     MODEL,
                 ),
-                Group("2  Sweep", [[sweep]], 320, GUIDE),
-                Group("The scales that were used", [[plot("sweep", ("sweep", "samples")), plot_preview(tall=380)]], 380, RESULT),
-            ],
-            [
-                Group("3  All pictures", [[preview("grid", ("sweep", "grid"), "Lambdas side by side", 330)]], 850, RESULT),
+                Group("2  Sweep", [[sweep]], 280, GUIDE),
                 Group(
-                    "The learned scale", [[scale_map], [preview("map_picture", ("map", "map"), "Scale map", 330)]], 400, RESULT
+                    "3  All pictures, and what was used",
+                    [
+                        [
+                            preview("grid", ("sweep", "grid"), "Side by side", 340),
+                            plot("sweep", ("sweep", "samples")),
+                            plot_preview(tall=380),
+                        ]
+                    ],
+                    600,
+                    RESULT,
                 ),
-            ],
+            ]
         ],
         ["grid"],
     )
 
 
 def img2img_inpaint() -> Workflow:
-    read = note("read", "From a picture", "07_img2img_inpaint", 290)
-    swap = note("swap", "With your own model", "your_model", 180)
+    """One patched model feeds three samplers."""
+    read = note("read", "From a picture", "img2img_inpaint", 420)
+    swap = note("swap", "With your own model", "your_model", 330)
     masks = [
         node("keep", "SolidMask", "Black: keep", value=0.0, width=128, height=128),
         node("change", "SolidMask", "White: change", value=1.0, width=64, height=128),
@@ -286,50 +294,41 @@ def img2img_inpaint() -> Workflow:
             y=0,
             operation="add",
         ),
-        node("masked", "SetLatentNoiseMask", samples=("sampling", "output"), mask=("mask", "MASK")),
+        node("masked", "SetLatentNoiseMask", samples=("first", "LATENT"), mask=("mask", "MASK")),
     ]
+    patched, made = ("patch", "model"), ("first", "LATENT")
+    other, inner = "a purple circle left of a green cross", "a red circle left of a yellow square"
     return Workflow(
-        "07_img2img_inpaint",
+        "05 Image to image, inpainting - nothing to download",
         [
             [
-                Group("Read me", [[read, swap]], 380, READ),
-                Group(
-                    "Model",
-                    [
-                        [shapes(), empty_prompt(), latent(), noise(2)],
-                        [sampler("euler"), paper_steps(25), paper_steps(25, "part", "The last 70% of the steps", 0.7)],
-                    ],
-                    290,
-                    MODEL,
-                ),
+                Group("Read me", [[read, swap]], 300, READ),
+                Group("Model and guidance", [[shapes(), empty_prompt(), patch()]], 260, MODEL),
                 Group(
                     "1  A picture",
                     [
-                        [prompt(), annealing(tall=0)],
-                        [sampling(), decode(), preview("picture", ("decoded", "IMAGE"), "1  Picture")],
+                        [
+                            latent(),
+                            prompt(),
+                            ksampler("first", patched, 1.0, "A picture"),
+                            decode(samples=made),
+                            preview("picture", ("decoded", "IMAGE"), "1  Picture", 220),
+                        ]
                     ],
-                    320,
+                    235,
                     GUIDE,
                 ),
-            ],
-            [
                 Group(
-                    "2  img2img",
+                    "2  Image to image",
                     [
                         [
-                            prompt("a purple circle left of a green cross", "other_prompt", "Another prompt"),
-                            annealing("other_guider", "other_prompt", tall=0),
-                        ],
-                        [
-                            noise(5, "other_noise", "Other noise than the first"),
-                            sampling(
-                                "other_sampling", "other_guider", sigmas="part", start=("sampling", "output"), noise="other_noise"
-                            ),
-                            decode("other_decoded", ("other_sampling", "output")),
-                            preview("other_picture", ("other_decoded", "IMAGE"), "2  img2img: purple circle", 260),
-                        ],
+                            prompt(other, "other_prompt", "Another prompt"),
+                            ksampler("other", patched, 1.0, "The last 70%", "other_prompt", made, 5, 0.7),
+                            decode("other_decoded", ("other", "LATENT")),
+                            preview("other_picture", ("other_decoded", "IMAGE"), "2  Purple circle", 240),
+                        ]
                     ],
-                    320,
+                    235,
                     GUIDE,
                 ),
                 Group(
@@ -337,25 +336,22 @@ def img2img_inpaint() -> Workflow:
                     [
                         masks,
                         [
-                            prompt("a red circle left of a yellow square", "inner_prompt", "The whole picture in words"),
-                            annealing("inner_guider", "inner_prompt", tall=0),
-                        ],
-                        [
-                            sampling("inner_sampling", "inner_guider", start=("masked", "LATENT")),
-                            decode("inner_decoded", ("inner_sampling", "output")),
-                            preview("inner_picture", ("inner_decoded", "IMAGE"), "3  Inpainted: yellow square"),
+                            prompt(inner, "inner_prompt", "The whole picture in words"),
+                            ksampler("inner", patched, 1.0, "Inside the mask", "inner_prompt", ("masked", "LATENT")),
+                            decode("inner_decoded", ("inner", "LATENT")),
+                            preview("inner_picture", ("inner_decoded", "IMAGE"), "3  Yellow square", 240),
                         ],
                     ],
-                    320,
+                    235,
                     GUIDE,
                 ),
-            ],
+            ]
         ],
         ["picture", "other_picture", "inner_picture"],
     )
 
 
 ALL = [
-    *(hello, compare, sdxl_annealing, sdxl_fast, ksampler_patch, lambda_sweep, img2img_inpaint),
-    *(train_shapes, train_shapes_once, train_your_model, train_your_model_files, train_your_pictures),
+    *(hello, compare, ksampler_patch, lambda_sweep, img2img_inpaint, sdxl_fast, sdxl_annealing),
+    *(train_your_model, train_your_model_files, train_shapes_once, train_shapes, train_your_pictures),
 ]

@@ -15,6 +15,7 @@ import uuid
 from dataclasses import asdict
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from playwright.sync_api import sync_playwright
 
@@ -27,7 +28,8 @@ from workflows.graphs import ALL
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(__file__).with_name("build.js").read_text(encoding="utf-8")
 VIEW = {"width": 1920, "height": 1300}
-THUMBNAIL_WIDTH = 640
+SIDE = 512  # of a thumbnail, which is square
+CORNER = 56  # its upper edge, where ComfyUI puts its marks
 # The corners of all groups together, in the window's pixels.
 FRAME_ON_SCREEN = """() => {
   const { graph, canvas } = window.app;
@@ -115,30 +117,66 @@ def pictures_of(page, address: str, node: int) -> list[Image.Image]:
 
 
 def thumbnail(shown: list[tuple[str, list[Image.Image]]]) -> Image.Image:
-    """Nodes' pictures side by side, each under its node's title; a node's own pictures in two columns."""
-    height, gap, head = 280, 12, 34
-    blocks = []
-    for title, pictures in shown:
-        if len(pictures) > 1:
-            side = (height - 6) // 2
-            block = Image.new("RGB", (2 * side + 6, height), "white")
-            for number, picture in enumerate(pictures[:4]):
-                block.paste(picture.resize((side, side)), (number % 2 * (side + 6), number // 2 * (side + 6)))
-        else:
-            block = pictures[0].resize((round(pictures[0].width * height / pictures[0].height), height))
-        blocks.append((title, block))
-    sheet = Image.new("RGB", (gap + sum(block.width + gap for _, block in blocks), height + head + gap), "white")
-    draw, font, x = ImageDraw.Draw(sheet), ImageFont.load_default(18), gap
-    for title, block in blocks:
-        draw.text((x + block.width / 2, head / 2 + 2), title, "black", font, anchor="mm")
-        sheet.paste(block, (x, head))
-        x += block.width + gap
+    """Nodes' pictures, each over its node's title, in a square; a node's own pictures in two columns."""
+    sheet = Image.new("RGB", (SIDE, SIDE), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(19)
+    columns = min(len(shown), 2)
+    rows = -(-len(shown) // columns)
+    width, height = SIDE // columns, (SIDE - CORNER) // rows
+    for number, (title, pictures) in enumerate(shown):
+        left, top = number % columns * width, CORNER + number // columns * height
+        if number == len(shown) - 1 and len(shown) % 2 and columns == 2:
+            left += width // 2
+        block = pictures[0] if len(pictures) == 1 else _two_columns(pictures[:4])
+        share = min((width - 12) / block.width, (height - 30) / block.height)
+        block = block.resize((round(block.width * share), round(block.height * share)), Image.Resampling.LANCZOS)
+        upper = top + (height - 30 - block.height) // 2
+        sheet.paste(block, (left + (width - block.width) // 2, upper))
+        draw.text((left + width / 2, upper + block.height + 16), title, "black", font, anchor="mm")
     return sheet
 
 
+def _two_columns(pictures: list[Image.Image]) -> Image.Image:
+    side = pictures[0].width
+    block = Image.new("RGB", (2 * side + 4, -(-len(pictures) // 2) * (side + 4) - 4), "white")
+    for number, picture in enumerate(pictures):
+        block.paste(picture, (number % 2 * (side + 4), number // 2 * (side + 4)))
+    return block
+
+
+def drawn_thumbnail(kind: str) -> Image.Image:
+    """What takes the place of results that cannot be made here."""
+    sheet = Image.new("RGB", (SIDE, SIDE), "white")
+    if kind == "fit":  # the left half of the plot that training ends with
+        plot = Image.open(ROOT / "docs" / "training_plot.png").convert("RGB")
+        plot = plot.crop((0, 0, plot.width * 58 // 100, plot.height))
+    else:
+        plot = _scale_over_steps()
+    share = min((SIDE - 20) / plot.width, (SIDE - CORNER - 10) / plot.height)
+    plot = plot.resize((round(plot.width * share), round(plot.height * share)), Image.Resampling.LANCZOS)
+    sheet.paste(plot, ((SIDE - plot.width) // 2, CORNER + (SIDE - CORNER - plot.height) // 2))
+    return sheet
+
+
+def _scale_over_steps() -> Image.Image:
+    """The authors' network over the noise levels, by its golden figures (a gap of norm 20), a line for each lambda."""
+    golden = json.loads((ROOT / "tests" / "data" / "scale_grid.json").read_text(encoding="utf-8"))["rows"]
+    figure = Figure(figsize=(5, 4.4), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    for value, colour in ((0, "#56b4e9"), (0.4, "#0072b2"), (0.8, "#d55e00")):
+        line = sorted(((t, w) for t, norm, one, w in golden if norm == 20 and one == value), reverse=True)
+        axes.plot(*zip(*line, strict=True), color=colour, linewidth=3, label=f"lambda {value:g}")
+    axes.invert_xaxis()
+    axes.set(xlabel="noise level: from noise to picture", ylabel="guidance scale", xticks=[])
+    axes.set_title("SDXL", loc="right")
+    axes.legend(frameon=False)
+    file = io.BytesIO()
+    figure.savefig(file)
+    return Image.open(file).convert("RGB")
+
+
 def save_thumbnail(picture: Image.Image, path: Path) -> None:
-    size = (THUMBNAIL_WIDTH, round(picture.height * THUMBNAIL_WIDTH / picture.width))
-    picture.resize(size, Image.Resampling.LANCZOS).save(path, quality=85, optimize=True)
+    picture.save(path, quality=85, optimize=True)
 
 
 def main() -> int:
@@ -166,11 +204,10 @@ def main() -> int:
                 titles = {node["id"]: node.get("title", node["type"]) for node in saved["nodes"]}
                 shown = [(titles[ids[key]], pictures_of(page, options.address, ids[key])) for key in workflow.thumbnail]
                 save_thumbnail(thumbnail(shown), path.with_suffix(".jpg"))
-            view = view_of_graph(page)
-            if not workflow.thumbnail:
-                save_thumbnail(view, path.with_suffix(".jpg"))
+            else:
+                save_thumbnail(drawn_thumbnail(workflow.drawn), path.with_suffix(".jpg"))
             if options.views:
-                view.save(options.views / f"{workflow.name}.png")
+                view_of_graph(page).save(options.views / f"{workflow.name}.png")
             page.close()
             print(path, flush=True)
         browser.close()

@@ -28,6 +28,7 @@ def profiler(name: str, training_steps: int, samples: int, batch_size: int, size
         "profile",
         "AnnealingProfiler",
         tall=430,
+        room=520,
         model=("loader", "MODEL"),
         latents=("dataset", "latents"),
         positive=("dataset", "conditioning"),
@@ -53,7 +54,8 @@ def fit(trained_on: str, licence: str) -> Node:
     return node(
         "fit",
         "AnnealingFit",
-        tall=560,
+        tall=340,
+        room=390,
         profile=("profile", "profile"),
         trained_on=trained_on,
         licence=licence,
@@ -76,16 +78,15 @@ def scale_file(prefix: str) -> Node:
 
 
 def fit_plot(folder: str) -> Node:
-    return node("plot", "SaveImage", "The learned scale", tall=400, images=("fit", "plot"), filename_prefix=f"{folder}/plot")
+    return node("plot", "SaveImage", "The learned scale", tall=310, images=("fit", "plot"), filename_prefix=f"{folder}/plot")
 
 
 def train_shapes() -> Workflow:
-    read = note("read", "Train a scale", "train_shapes", 360)
     return Workflow(
-        "train_shapes",
+        "11 Train with three nodes - nothing to download",
         [
             [
-                Group("Read me", [[read]], 380, READ),
+                Group("Read me", [[note("read", "Train a scale", "train_shapes", 620)]], 280, READ),
                 Group(
                     "1  Model and pictures",
                     [
@@ -96,48 +97,42 @@ def train_shapes() -> Workflow:
                             dataset(("drawn", "images"), ("drawn", "texts")),
                         ]
                     ],
-                    320,
+                    250,
                     MODEL,
                 ),
-                Group("2  Measure", [[profiler("shapes_flow", 28, 4, 16, 128)]], 340, GUIDE),
                 Group(
-                    "3  Fit",
-                    [[fit("Shapes demo model, flow variant, on 256 pictures of its own renderer", "Apache-2.0")]],
-                    340,
+                    "2  Measure    3  Fit",
+                    [
+                        [
+                            profiler("shapes_flow", 28, 4, 16, 128),
+                            fit("Shapes demo model, flow variant, on 256 pictures of its own renderer", "Apache-2.0"),
+                        ]
+                    ],
+                    280,
                     GUIDE,
                 ),
                 Group(
                     "4  Save, and see what was learned",
-                    [[scale_file("trained_shapes_flow"), fit_plot("train_shapes")]],
-                    560,
+                    [[scale_file("trained_shapes_flow"), fit_plot("train_shapes"), sampled("train_shapes")]],
+                    320,
                     RESULT,
                 ),
-            ],
-            [
-                Group(
-                    "5  Sample with it",
-                    [
-                        [prompt(), latent(), noise(1)],
-                        [annealing(scale_model=("fit", "scale_model"))],
-                        [null_renoising(), paper_steps(28), sampling(), decode()],
-                        [
-                            node(
-                                "picture",
-                                "SaveImage",
-                                "Sampled with the learned scale",
-                                tall=400,
-                                images=("decoded", "IMAGE"),
-                                filename_prefix="train_shapes/picture",
-                            )
-                        ],
-                    ],
-                    340,
-                    RESULT,
-                ),
-            ],
+                sample_with(("fit", "scale_model"), [null_renoising(), paper_steps(28)], "5  Sample with it"),
+            ]
         ],
         ["plot", "picture"],
     )
+
+
+def sampled(folder: str) -> Node:
+    title = "Sampled with it"
+    return node("picture", "SaveImage", title, tall=300, images=("decoded", "IMAGE"), filename_prefix=f"{folder}/picture")
+
+
+def sample_with(scale: tuple[str, str], steps: list[Node], title: str, before: list[Node] | None = None) -> Group:
+    """before: what the sampling needs and is not there yet; else the demo's prompt and size."""
+    before = before or [prompt(), latent(), noise(3)]
+    return Group(title, [[*before, *steps], [annealing(scale_model=scale), sampling(), decode()]], 240, RESULT)
 
 
 def train_once(effort: str, **settings) -> Node:
@@ -145,7 +140,8 @@ def train_once(effort: str, **settings) -> Node:
     return node(
         "train",
         "AnnealingTrainScale",
-        tall=520,
+        "Train Annealing Scale",
+        tall=560,
         model=("loader", "MODEL"),
         clip=("loader", "CLIP"),
         width=0,
@@ -157,7 +153,7 @@ def train_once(effort: str, **settings) -> Node:
 
 
 def once_plot(folder: str) -> Node:
-    return node("plot", "SaveImage", "The learned scale", tall=400, images=("train", "plot"), filename_prefix=f"{folder}/plot")
+    return node("plot", "SaveImage", "The learned scale", tall=310, images=("train", "plot"), filename_prefix=f"{folder}/plot")
 
 
 def shapes_prompts(count: int = 32) -> str:
@@ -173,38 +169,21 @@ def shapes_prompts(count: int = 32) -> str:
 
 
 def train_shapes_once() -> Workflow:
-    read = note("read", "Train a scale with one node", "train_shapes_once", 360)
     loader = node("loader", "ShapesLoader", "The model to train a scale for", variant="epsilon")
     return Workflow(
-        "train_shapes_once",
+        "10 Train with one node - nothing to download",
         [
             [
-                Group("Read me", [[read]], 380, READ),
-                Group("1  Train", [[loader, train_once("quick", prompts=shapes_prompts())]], 380, GUIDE),
-                Group("2  See what was learned", [[once_plot("train_shapes_once")]], 560, RESULT),
-            ],
-            [
-                Group(
+                Group("Read me", [[note("read", "Train a scale with one node", "train_shapes_once", 480)]], 320, READ),
+                Group("1  Train", [[loader, train_once("quick", prompts=shapes_prompts())]], 320, GUIDE),
+                Group("2  See what was learned", [[once_plot("train_shapes_once"), sampled("train_shapes_once")]], 370, RESULT),
+                sample_with(
+                    ("train", "scale_model"),
+                    [null_renoising(), paper_steps(20)],
                     "3  Sample with it",
-                    [
-                        [prompt(), empty_prompt(), latent(), noise(1)],
-                        [annealing(scale_model=("train", "scale_model"))],
-                        [null_renoising(), paper_steps(20), sampling(), decode()],
-                        [
-                            node(
-                                "picture",
-                                "SaveImage",
-                                "Sampled with the learned scale",
-                                tall=400,
-                                images=("decoded", "IMAGE"),
-                                filename_prefix="train_shapes_once/picture",
-                            )
-                        ],
-                    ],
-                    340,
-                    RESULT,
+                    [prompt(), empty_prompt(), latent(), noise(1)],
                 ),
-            ],
+            ]
         ],
         ["plot", "picture"],
     )
@@ -212,7 +191,7 @@ def train_shapes_once() -> Workflow:
 
 def train_your_model() -> Workflow:
     loader = node("loader", "CheckpointLoaderSimple", "Your model", ckpt_name="your_model.safetensors")
-    return _your_model("train_your_model", [loader], {})
+    return _your_model("08 Train once for your model - checkpoint", "train_your_model", [loader], {})
 
 
 def train_your_model_files() -> Workflow:
@@ -229,34 +208,26 @@ def train_your_model_files() -> Workflow:
         node("vae", "VAELoader", "Its VAE", vae_name="its_vae.safetensors"),
     ]
     links = {("loader", "CLIP"): ("encoder", "CLIP"), ("loader", "VAE"): ("vae", "VAE")}
-    return _your_model("train_your_model_files", loaders, links)
+    return _your_model("09 Train once for your model - separate files", "train_your_model_files", loaders, links)
 
 
-def _your_model(name: str, loaders: list[Node], links: dict[tuple[str, str], tuple[str, str]]) -> Workflow:
+def _your_model(name: str, folder: str, loaders: list[Node], links: dict[tuple[str, str], tuple[str, str]]) -> Workflow:
     """links: what takes the place of the checkpoint's text encoder and VAE."""
+    before = [prompt("a lighthouse in a storm"), empty_prompt(), latent(1024), noise(1)]
+    steps = [sampler("euler"), usual_steps("simple", 20)]
+    result = preview("picture", ("decoded", "IMAGE"), "Sampled with it", 320)
     workflow = Workflow(
         name,
         [
             [
-                Group("Read me", [[note("read", "Once per model", "train_your_model", 420)]], 400, READ),
-                Group("1  Your model", [loaders], 340, MODEL),
-                Group("2  Train", [[train_once("normal")]], 380, GUIDE),
-                Group("3  See what was learned", [[once_plot(name)]], 560, RESULT),
-            ],
-            [
-                Group(
-                    "4  Sample with it",
-                    [
-                        [prompt("a lighthouse in a storm"), empty_prompt(), latent(1024), noise(1)],
-                        [annealing(scale_model=("train", "scale_model"))],
-                        [sampler("euler"), usual_steps("simple", 20), sampling(), decode()],
-                        [preview("picture", ("decoded", "IMAGE"), "Sampled with the learned scale")],
-                    ],
-                    340,
-                    RESULT,
-                ),
-            ],
+                Group("Read me", [[note("read", "Once per model", "train_your_model", 620)]], 290, READ),
+                Group("1  Your model", [loaders], 250, MODEL),
+                Group("2  Train", [[train_once("normal")]], 280, GUIDE),
+                Group("3  See what was learned", [[once_plot(folder), result]], 320, RESULT),
+                sample_with(("train", "scale_model"), steps, "4  Sample with it", before),
+            ]
         ],
+        drawn="fit",
     )
     for each in (each for row in workflow.rows for group in row for column in group.columns for each in column):
         each.settings = {
@@ -266,17 +237,17 @@ def _your_model(name: str, loaders: list[Node], links: dict[tuple[str, str], tup
 
 
 def train_your_pictures() -> Workflow:
-    read = note("read", "To adapt", "train_your_pictures", 380)
+    read = note("read", "To adapt", "train_your_pictures", 620)
     pictures = node(
         "pictures",
         "LoadImageTextDataSetFromFolder",
-        "input/training_pictures: 1.png with its caption in 1.txt",
+        "Your pictures, with captions",
         folder="training_pictures",
     )
     resized = node(
         "resized",
         "ImageScale",
-        "The size that your model was trained on",
+        "The model's own size",
         image=("pictures", "images"),
         upscale_method="lanczos",
         width=1024,
@@ -284,26 +255,27 @@ def train_your_pictures() -> Workflow:
         crop="center",
     )
     loader = node("loader", "CheckpointLoaderSimple", "Your model", ckpt_name="your_model.safetensors")
-    negative = node("negative", "CLIPTextEncode", "Negative, as you sample with it", tall=100, clip=("loader", "CLIP"), text="")
+    negative = node("negative", "CLIPTextEncode", "Negative, as you sample", tall=88, clip=("loader", "CLIP"), text="")
     return Workflow(
-        "train_your_pictures",
+        "12 Train on your own pictures",
         [
             [
-                Group("Read me", [[read]], 400, READ),
+                Group("Read me", [[read]], 340, READ),
                 Group(
                     "1  Your model, your pictures",
                     [[loader, negative, pictures, resized, dataset(("resized", "IMAGE"), ("pictures", "texts"))]],
-                    340,
+                    320,
                     MODEL,
                 ),
-                Group("2  Measure", [[profiler("your_model", 0, 8, 1, 1024)]], 340, GUIDE),
-                Group("3  Fit", [[fit("your model, on your pictures", "")]], 340, GUIDE),
+                Group("2  Measure", [[profiler("your_model", 0, 8, 1, 1024)]], 290, GUIDE),
+                Group("3  Fit", [[fit("your model, on your pictures", "")]], 290, GUIDE),
                 Group(
                     "4  Save, and see what was learned",
                     [[scale_file("your_model"), fit_plot("train_your_pictures")]],
-                    560,
+                    380,
                     RESULT,
                 ),
             ]
         ],
+        drawn="fit",
     )

@@ -21,9 +21,8 @@ export class ScaleChart {
     const head = this.element.appendChild(html("div", "display:flex;align-items:center;gap:4px;min-height:18px"));
     this.readout = head.appendChild(html("span", "flex:1;white-space:nowrap;overflow:hidden;text-overflow:ellipsis"));
     this.readout.setAttribute("role", "status");
-    this.choice = head.appendChild(html("div", "display:flex"));
+    this.choice = head.appendChild(html("div", "display:none"));
     this.choice.setAttribute("role", "group");
-    this.choice.hidden = true;
     this.buttons = { cfg: this.choiceOf("cfg"), scale: this.choiceOf("scale") };
     this.plot = this.element.appendChild(document.createElementNS(SVG, "svg"));
     this.plot.style.cssText = "flex:1;width:100%;min-height:0;display:block";
@@ -149,7 +148,7 @@ export class ScaleChart {
       button.setAttribute("aria-pressed", String(one === kind));
       button.style.background = one === kind ? "var(--border-color,#666)" : "transparent";
     }
-    this.choice.hidden = false;
+    this.choice.style.display = "flex";
   }
 
   point(event) {
