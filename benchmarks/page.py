@@ -101,7 +101,7 @@ def points(results: dict) -> str:
 
 
 def regret_rows(results: dict) -> tuple[dict[str, Regret], dict[str, Regret]]:
-    """Each method's best single setting at 10 and 20 steps, and annealing's default; the same settings over all cells, where drawn."""
+    """Each method's best single setting at 10 and 20 steps, and annealing's default; and all settings drawn in all cells."""
     from common.regret import best_settings, regrets
 
     found = cells(results)

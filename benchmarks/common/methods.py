@@ -26,25 +26,13 @@ Patch = Callable[[ModelPatcher], ModelPatcher]
 CFG_SCALES = (1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0)
 CFG_PP_STRENGTHS = (1.5, 2.0, 3.0, 4.0, 5.0, 7.5)  # as the mean CFG scale of the same steps; see cfg_pp
 RIVAL_SCALES = (2.0, 3.0, 5.0, 7.5)
-PROJECTED_SCALES = (
-    0.5,
-    2.0,
-    3.0,
-    4.0,
-    5.0,
-    6.0,
-    7.5,
-    10.0,
-)  # the node adds so many projected gaps to the conditional prediction: CFG + 1
+# The node adds so many projected gaps to the conditional prediction: across it, CFG + 1.
+PROJECTED_SCALES = (0.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.5, 10.0)
 ASKED_CFG = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.5, 10.0)  # annealing's strength said in CFG
 LAMBDAS = (0.0, 0.05, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9)
 APG_SETTINGS = {"eta": 0.0, "norm_threshold": 0.0, "momentum": -0.5}  # the paper's, without the bound on the norm
 PROJECTION = {"eta": 0.0, "norm_threshold": 0.0, "momentum": 0.0}  # APG without momentum: guiding across the prediction alone
-FRESCA = {
-    "scale_low": 1.0,
-    "scale_high": 1.25,
-    "freq_cutoff": 3,
-}  # its defaults at SDXL's size: 20 of 64 frequencies, here 3 of 8
+FRESCA = {"scale_low": 1.0, "scale_high": 1.25, "freq_cutoff": 3}  # its defaults at SDXL's size: 20 of 64, here 3 of 8
 INTERVAL = 0.28, 5.42  # noise-to-signal ratios between which Kynkaanniemi et al. (arXiv 2404.07724) guide ImageNet-512
 
 

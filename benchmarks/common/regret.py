@@ -1,8 +1,8 @@
 """What it costs to keep one setting for everything, against a CFG chosen by hand for each model and step count.
 
-Of a point: loss = 10 (1 - share of prompts drawn right) + FD, so that a percent of prompts weighs as much as 0.1 of FD. Of a setting
-in a cell (a model at a step count): regret = its loss minus that of the cell's best constant CFG or CFG++. Below 0: better than
-anything that constant guidance gives there.
+Of a point: loss = 10 (1 - share of prompts drawn right) + FD, so that a percent of prompts weighs as much as 0.1 of FD. Of a
+setting in a cell (a model at a step count): regret = its loss minus that of the cell's best constant CFG or CFG++. Below 0:
+better than anything that constant guidance gives there.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def best_constant(points: dict[str, dict]) -> str:
 
 
 def regrets(cells: list[Cell]) -> list[Regret]:
-    """Of every setting that was drawn in all of these cells. CFG++ has none: its numbers mean another strength at each step count."""
+    """Of every setting that was drawn in all of these cells."""
     names = [name for name in cells[0][2]["points"] if all(name in cell["points"] for _, _, cell in cells)]
     found = []
     for name in names:
@@ -80,10 +80,9 @@ def draw_regrets(rows: dict[str, Regret], file: Path) -> None:
         colour = "#D55E00" if regret.method.startswith("annealing") else "#0072B2"
         values = [value for value, _ in regret.cells.values()]
         panel.plot([min(values), max(values)], [y, y], color=colour, linewidth=2, alpha=0.4, zorder=1)
-        panel.plot(
-            values, [y] * len(values), "o", color=colour, markerfacecolor="white", markersize=7, linestyle="none", zorder=2
-        )
-        panel.plot(max(values), y, "o", color=colour, markersize=9, linestyle="none", zorder=3)
+        dot = {"marker": "o", "color": colour, "linestyle": "none"}
+        panel.plot(values, [y] * len(values), markerfacecolor="white", markersize=7, zorder=2, **dot)
+        panel.plot(max(values), y, markersize=9, zorder=3, **dot)
     figures.dress(panel, "", "regret against the best constant CFG or CFG++ of each cell (less is better)", "")
     panel.axvline(0.0, color=figures.INK, linewidth=1, zorder=0)
     panel.set_yticks(range(len(rows)), list(rows), fontsize=figures.FONT_SIZE - 2)

@@ -16,9 +16,7 @@ def cell(variant: str, **points: dict) -> tuple[str, str, dict]:
 
 @pytest.fixture
 def cells():
-    first = cell(
-        "a", CFG_3=row(0.9, 1.0), CFG_5=row(0.9, 0.8), APG_2=row(0.95, 0.8), APG_9=row(1.0, 0.1), annealing_0=row(0.9, 0.9)
-    )
+    first = cell("a", CFG_3=row(0.9, 1.0), CFG_5=row(0.9, 0.8), APG_2=row(0.95, 0.8), APG_9=row(1.0, 0.1), annealing_0=row(1, 0))
     second = cell("b", CFG_3=row(1.0, 0.5), CFG_5=row(0.9, 0.5), APG_2=row(0.97, 0.5), APG_9=row(0.5, 0.5), Rescale_2=row(1, 0))
     return [first, second]
 
