@@ -131,9 +131,7 @@ class Course:
         gain = cells[:, _GAIN]
         if self._pauses:
             gain = gain * self._pauses.moves(sigma)
-        return Level(
-            sigma, timestep, divisor, training_k, cells[:, _K], response, gain, cells[:, _STEP], cells[:, _WEIGHTS]
-        )
+        return Level(sigma, timestep, divisor, training_k, cells[:, _K], response, gain, cells[:, _STEP], cells[:, _WEIGHTS])
 
     def _cell(self, sigma: torch.Tensor) -> torch.Tensor:
         return torch.bucketize(sigma, self._starts, right=True)
