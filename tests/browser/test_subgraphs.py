@@ -86,11 +86,11 @@ def run(page, server, count: int) -> list[dict[str, str]]:
 
 
 def charted(page) -> list[list[float]]:
-    return [[call["scale"][0], call["used"][0]] for call in page.evaluate(f"() => {CHART}.run.calls")]
+    return [[call["scale"][0], call["cfg_scale"][0]] for call in page.evaluate(f"() => {CHART}.run.calls")]
 
 
 def close(rows: list[dict[str, str]], others: list[list[float]]) -> bool:
-    return [[float(row["scale"]), float(row["used_scale"])] for row in rows] == [
+    return [[float(row["scale"]), float(row["cfg_scale"])] for row in rows] == [
         pytest.approx(other, rel=1e-4) for other in others
     ]
 
