@@ -13,6 +13,7 @@ import comfy.sd1_clip
 import comfy.supported_models
 import comfy.supported_models_base
 import torch
+from comfy.ldm.flux.model import FluxParams
 
 CPU = torch.device("cpu")
 TOKENS = 5
@@ -36,6 +37,8 @@ _UNET = {
     "legacy": False,
     "dtype": torch.float32,
 }
+# What newer hosts ask of a Flux model besides.
+_NEWER_FLUX = {"txt_ids_dims": []} if "txt_ids_dims" in FluxParams.__dataclass_fields__ else {}
 # The configuration class and what its network is built from. SD3's hidden width is 64 per block.
 _MODELS = {
     "SD15": (comfy.supported_models.SD15, _UNET),
@@ -84,6 +87,7 @@ _MODELS = {
             "qkv_bias": True,
             "guidance_embed": False,
             "dtype": torch.float32,
+            **_NEWER_FLUX,
         },
     ),
     "Qwen-Image": (  # its latents have a frame: [B, 16, 1, H, W]
