@@ -49,8 +49,10 @@ def test_what_is_no_number_from_0_to_1_is_an_error_that_shows_the_text(text):
 
 
 @pytest.mark.parametrize("node", guider.NODES)
-def test_it_is_the_last_input_and_optional_so_saved_workflows_keep_loading(node):
-    last = node.GET_SCHEMA().inputs[-1]
+def test_it_comes_after_the_first_versions_inputs_and_is_optional_so_saved_workflows_keep_loading(node):
+    names = [one.id for one in node.GET_SCHEMA().inputs]
+    assert names[-3:] == ["lambda_per_sample", "cfg", "projection"]
+    last = node.GET_SCHEMA().inputs[-3]
     assert last.id == "lambda_per_sample" and last.optional and last.default == "" and isinstance(last, io.String.Input)
     assert not node.GET_SCHEMA().is_input_list
 
@@ -81,7 +83,7 @@ def test_one_number_and_an_empty_text_count_for_the_whole_batch():
 def test_the_trace_keeps_the_lambdas():
     built, trace = guider_and_trace("0, 0.4, 0.8")
     run(built)
-    assert torch.equal(trace.guidance_lambda, torch.tensor([0, 0.4, 0.8]))
+    assert torch.equal(trace.latest.guidance_lambda, torch.tensor([0, 0.4, 0.8]))
     assert all((call.scale.diff() > 0.1).all() or call.scale.std() > 0.1 for call in trace.calls)
 
 

@@ -64,7 +64,7 @@ def test_the_grid_has_a_column_per_scale_and_a_row_per_latent(demo):
     assert latents["samples"].shape[0] == 8
     assert many.shape[2] >= 4 * 128 and one.shape[2] < 2 * 128
     assert many.shape[1] >= 2 * 128 and one.shape[1] < 2 * 128
-    assert trace.guidance_lambda.tolist() == pytest.approx([0, 0, 0.4, 0.4, 0.8, 0.8])
+    assert trace.latest.guidance_lambda.tolist() == pytest.approx([0, 0, 0.4, 0.4, 0.8, 0.8])
 
 
 def test_a_mask_and_a_batch_index_hold_in_every_column(demo):

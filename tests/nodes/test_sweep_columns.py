@@ -122,7 +122,7 @@ def test_every_column_is_its_lambda_sampled_alone(case):
         expected = alone(inputs, guider)
         assert (columns[i] - expected).norm() < 1e-5 * expected.norm()
         own_rows = slice(i * count, (i + 1) * count)
-        assert trace.guidance_lambda[own_rows].tolist() == pytest.approx([value] * count)
+        assert trace.latest.guidance_lambda[own_rows].tolist() == pytest.approx([value] * count)
         for wide, narrow in zip(trace.calls, own.calls, strict=False):
             torch.testing.assert_close(wide.cfg_scale[own_rows], narrow.cfg_scale)
         assert len(trace.calls) >= len(own.calls)
@@ -155,5 +155,5 @@ def test_one_run_stays_what_it_is():
     inputs = closed_form(2)
     guider, trace = annealing_guider(inputs, 0.4)
     alone(inputs, guider)
-    whole = side_by_side([trace])
+    whole = side_by_side([trace.latest])
     assert [[value.tolist() for value in call] for call in whole.calls] == [[v.tolist() for v in call] for call in trace.calls]

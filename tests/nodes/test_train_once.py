@@ -264,7 +264,7 @@ def test_the_demos_text_encoder_with_another_model_and_the_other_way_round(folde
 
 
 def test_a_checkpoint_without_a_text_encoder(folders):
-    with pytest.raises(AnnealingError, match="clip is empty.*Load CLIP"), torch.inference_mode():
+    with pytest.raises(AnnealingError, match="clip is nothing.*Connect a CLIP"), torch.inference_mode():
         AnnealingTrainScale.execute(small_model("Flux"), None, "a cat", SIDE, SIDE, "quick", "")
 
 
