@@ -139,12 +139,12 @@ class _Probe(comfy.samplers.Sampler):
         return noise
 
 
-def rounding(model: BaseModel) -> float:
+def rounding(base_model: BaseModel) -> float:
     """Root mean square, about, of what the precision that the model computes in leaves open in a gap's values.
 
     The difference of two predictions of values near 1, each as exact as the last bit.
     """
-    kind = model.manual_cast_dtype or model.get_dtype()
+    kind = base_model.manual_cast_dtype or base_model.get_dtype()
     return 2 * torch.finfo(kind).eps if kind.is_floating_point else 0.0
 
 

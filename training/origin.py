@@ -56,21 +56,21 @@ class Origin:
         facts = {field.name: json.loads(metadata[field.name]) for field in fields(Origin)}
         if facts["kind"] not in ("epsilon", "velocity"):
             raise ValueError(f"its kind of prediction is {facts['kind']!r}")
-        settings, model = facts["settings"], facts["model"]
+        settings, fingerprint = facts["settings"], facts["model"]
         settings["training_grid"] = _training_grid(settings["training_grid"])
         settings["knots"] = tuple(_numbers(settings["knots"]))
         if not 2 <= len(settings["knots"]) <= MAX_KNOTS or settings["knots"][0] <= -1 or not _rising(settings["knots"]):
             raise ValueError("its knots are not a few rising numbers")
         if any(type(settings[name]) is not kind for name, kind in (("samples", int), ("perturb", bool), ("seed", int))):
             raise ValueError("its settings are not what they should be")
-        texts = [model["architecture"], model["patches"], model["sampling"], model.get("merged", "")]
+        texts = [fingerprint["architecture"], fingerprint["patches"], fingerprint["sampling"], fingerprint.get("merged", "")]
         if any(type(text) is not str or not text.isprintable() for text in texts):
             raise ValueError("it does not say what model it was measured on")
-        model["architecture"].split()[0]  # its class
-        for samples in (facts["negative"], model["weights"], model["levels"]):
+        fingerprint["architecture"].split()[0]  # its class
+        for samples in (facts["negative"], fingerprint["weights"], fingerprint["levels"]):
             for values in samples:
                 _numbers(values)
-        return Origin(facts["kind"], ProfileSettings(**settings), Fingerprint(**model), facts["negative"])
+        return Origin(facts["kind"], ProfileSettings(**settings), Fingerprint(**fingerprint), facts["negative"])
 
 
 def _numbers(values: Any) -> list[float]:

@@ -52,9 +52,9 @@ class _Checkpoint:
         )
 
 
-def fingerprint_text(model: Fingerprint) -> str:
+def fingerprint_text(fingerprint: Fingerprint) -> str:
     """For ScaleInfo.fingerprint: what does not change with a model's LoRAs and sampling."""
-    kept = {"architecture": model.architecture, "weights": model.weights, "merged": model.merged}
+    kept = {"architecture": fingerprint.architecture, "weights": fingerprint.weights, "merged": fingerprint.merged}
     return json.dumps(kept, separators=(",", ":"))
 
 

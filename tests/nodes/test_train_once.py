@@ -275,7 +275,7 @@ def test_a_model_that_predicts_the_same_for_every_prompt(folders):
             parameter.data.zero_()
     counted = rows_counted(model)
     refused("predicts the same for a prompt and for the negative", folders, model)
-    assert sum(counted) <= 6
+    assert sum(counted) <= 12
 
 
 def test_a_model_that_predicts_nan(folders):
@@ -304,12 +304,12 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_next_run_goes_on(folder
 
     with monkeypatch.context() as patch:
         patch.setattr(whole_file.os, "replace", full)
-        with pytest.raises(AnnealingError, match="could not be written: .*No space left"):
+        with pytest.raises(AnnealingError, match="could not be written: .*disk is full"):
             trained(model, clip)
     assert files(folders) == [] and scale_trained_on(model) is None
     counted = rows_counted(model)
     trained(model, clip)
-    assert sum(counted) <= 6 and files(folders) == ["FluxSchnell_00001.safetensors"]  # only the trial
+    assert sum(counted) <= 12 and files(folders) == ["FluxSchnell_00001.safetensors"]  # only the trial
 
 
 def test_two_trainings_at_once_under_one_name_give_two_whole_files(folders, monkeypatch):

@@ -44,7 +44,7 @@ def test_a_step_costs_time_and_operations_but_no_predictions_and_keeps_only_its_
         assert row["added_ms_low"] <= row["added_ms"] <= row["added_ms_high"] and math.isfinite(row["added_ms"])
         assert row["predictions"] == 1
         assert row["added_operations"] > 20  # the network alone has that many
-        assert row["trace_bytes_per_step"] == 6 * 4 * SMALL[0]
+        assert row["trace_bytes_per_step"] == 5 * 4 * SMALL[0]
         # Five of the trace's six values are its own: sigma is the run's.
         assert 0 < row["kept_bytes_per_step"] <= row["trace_bytes_per_step"]
     # No copy of a latent; extrapolating solvers need the pull of two calls.
