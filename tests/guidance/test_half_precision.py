@@ -70,7 +70,7 @@ def test_what_is_handed_over_keeps_the_predictions_type(name, dtype, bound):
     halved, single = (Delivery(facts.uncond_share > 0, way.remembers) for _ in range(2))
     for sigma in sigmas[:-1]:
         level = way.at(sigma.expand(2))
-        exact = single(level, 0.1 * MEANS, MEANS)
-        found = halved(level, (0.1 * MEANS).to(dtype), MEANS.to(dtype))
+        exact = single(level, 0.3 * MEANS, 0.1 * MEANS, MEANS)
+        found = halved(level, *(values.to(dtype) for values in (0.3 * MEANS, 0.1 * MEANS, MEANS)))
         assert found.dtype == dtype
         assert ((found.float() - exact).norm() / exact.norm()) < bound

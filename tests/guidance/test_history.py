@@ -174,9 +174,10 @@ def test_what_was_handed_out_before_a_step_back_to_more_noise_counts_no_longer()
     twice, once = Delivery(False, way.remembers), Delivery(False, way.remembers)
     zero, ones = torch.zeros(SHAPE), torch.ones(SHAPE)
     for level in sigmas[:5]:
-        twice(way.at(level[None].float()), zero, ones)
+        twice(way.at(level[None].float()), zero, zero, ones)
     for level in sigmas[2:4]:
-        assert torch.equal(twice(way.at(level[None].float()), zero, ones), once(way.at(level[None].float()), zero, ones))
+        here = way.at(level[None].float())
+        assert torch.equal(twice(here, zero, zero, ones), once(here, zero, zero, ones))
 
 
 @pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m_cfg_pp", "some_other_pack"])

@@ -117,7 +117,7 @@ def test_where_the_gap_does_not_respond_strength_grows_with_the_number_of_steps(
 
 
 def level(k, training_k, response=0.2) -> Level:
-    others = {name: one(1.0) for name in ("sigma", "timestep", "divisor", "gain", "weights")}
+    others = {name: one(1.0) for name in ("sigma", "timestep", "divisor", "gain", "step", "weights")}
     return Level(k=one(k), training_k=one(training_k), response=one(response), **others)
 
 
