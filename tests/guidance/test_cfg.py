@@ -14,6 +14,7 @@ from annealing_guidance_pack.models.fixed_scale import FixedScale
 from annealing_guidance_pack.models.scale_file import load_scale
 from closed_form import SmoothScale, closed_form_model, conditioning, paper_trajectory, sample
 from comfy.model_base import ModelType
+from comfy.patcher_extension import WrappersMP
 
 GOLDEN = paper_trajectory(50)
 
@@ -74,9 +75,15 @@ def test_cfg_1_is_sampling_with_the_positive_alone(sampler, model_type):
 
 
 def test_the_cfg_that_a_run_amounts_to_anyway_changes_nothing():
-    as_trained, guider = run(Guidance(SmoothScale()))
-    usual = guider.cfg
-    again, _ = run(Guidance(SmoothScale(), cfg=usual))
+    model, read = closed_form_model().clone(), []
+
+    def tool(executor, *args, **kwargs):
+        read.append(executor.class_obj.cfg)
+        return executor(*args, **kwargs)
+
+    model.add_wrapper(WrappersMP.PREDICT_NOISE, tool)
+    as_trained, _ = run(Guidance(SmoothScale()), model=model)
+    again, _ = run(Guidance(SmoothScale(), cfg=read[0]))
     torch.testing.assert_close(again, as_trained, atol=1e-4, rtol=0)
 
 
