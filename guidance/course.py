@@ -111,27 +111,25 @@ class Course:
 
     def of_steps(self) -> Level:
         """Of the first call of each of the sampler's steps, noise first: [N]."""
-        tracker, pauses, self._tracker, self._pauses = self._tracker, self._pauses, None, None
-        try:
-            return self.at(self._first_levels)
-        finally:
-            self._tracker, self._pauses = tracker, pauses
+        return self._level(self._first_levels)
 
     def at(self, sigma: torch.Tensor) -> Level:
-        """Of a call at sigma [B], float32."""
+        """Of a call at sigma [B], float32. Calls are told in their order: which step one belongs to may hang on those before."""
+        level = self._level(sigma, self._tracker.start_of_step(sigma) if self._tracker else None)
+        return level._replace(gain=level.gain * self._pauses.moves(sigma)) if self._pauses else level
+
+    def _level(self, sigma: torch.Tensor, start_of_step: torch.Tensor | None = None) -> Level:
         if sigma.device != self._cells.device:
             self._starts, self._cells = self._starts.to(sigma.device), self._cells.to(sigma.device)
         cells = self._cells[self._cell(sigma)]
         values = torch.addcmul(cells[:, _VALUES], cells[:, _SLOPES], (sigma - cells[:, 0]).unsqueeze(1))
         timestep, divisor, response, k_onwards, k_to_picture = values.unbind(1)
         training_k = k_onwards
-        if self._tracker:
-            cells = self._cells[self._cell(self._tracker.start_of_step(sigma))]
+        if start_of_step is not None:
+            cells = self._cells[self._cell(start_of_step)]
             training_k = torch.lerp(k_onwards, k_to_picture, cells[:, _IS_LAST])
-        gain = cells[:, _GAIN]
-        if self._pauses:
-            gain = gain * self._pauses.moves(sigma)
-        return Level(sigma, timestep, divisor, training_k, cells[:, _K], response, gain, cells[:, _STEP], cells[:, _WEIGHTS])
+        k, gain, step, weights = cells[:, _K], cells[:, _GAIN], cells[:, _STEP], cells[:, _WEIGHTS]
+        return Level(sigma, timestep, divisor, training_k, k, response, gain, step, weights)
 
     def _cell(self, sigma: torch.Tensor) -> torch.Tensor:
         return torch.bucketize(sigma, self._starts, right=True)

@@ -59,21 +59,23 @@ class GapExtent:
         It is the norm that a latent of `reference_numel` values would have, for a norm grows with the square root of their
         number. None: that of the latent itself (of packed ones, of the first part).
         """
-        if self._weight is None and (self._is_packed or self._mask is not None):
-            self._weight = self._weight_of(cond)
         # In float32 whatever comes in: a half precision sum of squares overflows from a norm of 256. Not by vector_norm, which
         # adds up one by one on the CPU: 1% off for a video's ten million values.
-        squares = (cond.to(torch.float32) - uncond.to(torch.float32)).flatten(1).square()
-        mean = (squares if self._weight is None else squares * self._weight).mean(dim=1)
+        mean = self._weighed((cond.to(torch.float32) - uncond.to(torch.float32)).square()).mean(dim=1)
         if self._frames_on_batch:
             mean = mean.mean().expand_as(mean)
         return (mean * (reference_numel or self._numel(cond))).sqrt()
 
     def product(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Inner product per sample of two latents [B, ...] over the values that count, after a gap_norm: [B], in any unit."""
-        values = (a.to(torch.float32) * b.to(torch.float32)).flatten(1)
-        product = (values if self._weight is None else values * self._weight).sum(dim=1)
+        """Inner product per sample of two latents [B, ...] over the values that count: [B], in any unit."""
+        product = self._weighed(a.to(torch.float32) * b.to(torch.float32)).sum(dim=1)
         return product.mean().expand_as(product) if self._frames_on_batch else product
+
+    def _weighed(self, values: torch.Tensor) -> torch.Tensor:
+        """[B, ...] to [B, N]: as they are where all count, so that nothing is multiplied in vain."""
+        if self._weight is None and (self._is_packed or self._mask is not None):
+            self._weight = self._weight_of(values)
+        return values.flatten(1) if self._weight is None else values.flatten(1) * self._weight
 
     def _numel(self, prediction: torch.Tensor) -> int:
         return self._parts[0] if self._is_packed else prediction[0].numel()

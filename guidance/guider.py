@@ -28,8 +28,6 @@ class AnnealingCFGGuider(comfy.samplers.CFGGuider):
     trace: filled during every run. live: the chart that follows every run, if any.
     """
 
-    cfg: float  # during a run: what the run amounts to, for tools that read it
-
     def __init__(self, model_patcher: ModelPatcher, guidance: Guidance, live: LiveChart | None = None):
         super().__init__(model_patcher)
         coordinates.require_match(guidance.scale_model.info, model_patcher.get_model_object("model_sampling"))
@@ -50,14 +48,13 @@ class AnnealingCFGGuider(comfy.samplers.CFGGuider):
         """One run of the sampler; ComfyUI calls it with the model loaded."""
         # Guiders are cached between runs: everything that belongs to a run begins and ends here.
         shapes = kwargs.get("latent_shapes")
-        before = self.cfg
         try:
             with guided_run(self.guidance, self.trace, self.live, self, sampler, noise, sigmas, shapes) as run:
                 self.run = run
                 output = super().outer_sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
                 run.made(output)
         finally:
-            self.run, self.cfg = None, before
+            self.run = None
         return output
 
     def predict_noise(

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from .host_types import Options
+from .samplers import er_sde_noise
 
 Weights = list[float]
 UNIPC_END = 0.001  # to which ComfyUI's UniPC steps in the place of 0
@@ -192,9 +193,7 @@ def _deis(levels: list[float], log_snr: list[float], options: Options) -> Weighe
 
 def _er_sde(levels: list[float], log_snr: list[float], options: Options) -> Weigher:
     """ER-SDE-Solver-3, arXiv 2309.06169, with ComfyUI's 200 points for its integrals."""
-    from .samplers import _er_sde_noise
-
-    scaler, stages = options.get("noise_scaler") or _er_sde_noise, int(options.get("max_stage", 3))
+    scaler, stages = options.get("noise_scaler") or er_sde_noise, int(options.get("max_stage", 3))
     nsr = [math.exp(-value) for value in log_snr]
 
     def weigh(i: int) -> Weights:

@@ -62,14 +62,13 @@ class AnnealingPatch:
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         _require_cfg(guider)
         shapes = kwargs.get("latent_shapes")
-        asked = guider.cfg  # KSampler's, which is not used
         try:
             with guided_run(self.guidance, self.trace, self.live, guider, sampler, noise, sigmas, shapes) as run:
                 self.run = run
                 output = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
                 run.made(output)
         finally:
-            self.run, guider.cfg = None, asked
+            self.run = None
         return output
 
     def predict_noise(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -115,10 +115,8 @@ class GuidedRun:
     def guide(self, cond: torch.Tensor, uncond: torch.Tensor, sigma: torch.Tensor) -> tuple[Level, GuidedCall]:
         """Of a pair of denoised predictions [B, ...] at sigma [B]: where on the way they are, and the scale of each sample."""
         level, info = self.course.at(sigma.to(torch.float32)), self.guidance.scale_model.info
-        gap_norm = self.extent.gap_norm(cond, uncond, info.reference_numel)
-        if info.projection:
-            gap_norm = self.extent.gap_norm(cond, self.across(cond, uncond), info.reference_numel)
-        gap_norm = gap_norm / level.divisor
+        other = self.across(cond, uncond) if info.projection else uncond
+        gap_norm = self.extent.gap_norm(cond, other, info.reference_numel) / level.divisor
         with torch.no_grad():
             scale = self.guidance.scale_model(level.timestep, gap_norm, self.guidance_lambda)
         cfg_scale = strength.cfg_scale(level, scale, self.guidance.match_training_steps, self.several_calls)
@@ -131,8 +129,7 @@ class GuidedRun:
         """Another prediction, moved along `cond` until it differs from it only across it: both and the result [B, ...].
 
         D_c + d_perp of d = other - D_c, d_perp = d - (<d, D_c> / <D_c, D_c>) D_c over the values that count. Of the guided
-        prediction that is D_c + (cfg_scale - 1) delta_perp: APG (arXiv 2410.02416) with eta 0. After a gap_norm, which prepares
-        what counts.
+        prediction that is D_c + (cfg_scale - 1) delta_perp: APG (arXiv 2410.02416) with eta 0.
         """
         share = self.extent.product(cond - other, cond) / self.extent.product(cond, cond)
         return other + per_sample(share.nan_to_num(0.0), cond).to(cond.dtype) * cond
@@ -226,8 +223,11 @@ def guided_run(
     if run.live:
         lambdas = torch.as_tensor(guidance.guidance_lambda).reshape(-1).tolist()
         run.live.begin(recorded.run_id, len(sigmas) - 1, run.folded, lambdas)
-    guider.cfg = run.expected_cfg()
-    yield run
+    before, guider.cfg = guider.cfg, run.expected_cfg()
+    try:
+        yield run
+    finally:
+        guider.cfg = before
     # The only wait for the device, after the last step.
     if run.live:
         run.live.finish(_summary(recorded, run.advice))

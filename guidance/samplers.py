@@ -82,7 +82,7 @@ class SamplerFacts:
         it by other multiples: the formulae are those of ComfyUI's k_diffusion/sampling.py.
         """
         ratio = levels[1:] / levels[:-1]
-        ratio = ratio * (1.0 - self.eta**2 * (1.0 - ratio.square())).clamp(min=0.0).sqrt()
+        ratio = ratio * noise_kept(ratio, self.eta)
         moved = torch.ones_like(ratio)
         second_order = slice(1, -1 if levels[-1] <= 0 else None)
         if self.name.startswith("res_multistep"):
@@ -131,7 +131,7 @@ class SamplerFacts:
             return torch.zeros_like(target)
         ratio, eta = (target / nsr).clamp(max=1.0), self.eta
         if self.name == "er_sde":
-            scaler = self.options.get("noise_scaler") or _er_sde_noise
+            scaler = self.options.get("noise_scaler") or er_sde_noise
             return nsr * scaler(target) / scaler(nsr)
         if self.name.startswith("sa_solver"):
             return target * ratio ** torch.tensor([self.tau(model_sampling, level) ** 2 for level in following.tolist()])
@@ -139,7 +139,7 @@ class SamplerFacts:
             return target * ratio**eta
         if self.name in ANCESTRAL_ON_FLOW and coordinates.keeps_signal_scaled(model_sampling):
             return coordinates.nsr_of_sigma(model_sampling, following * (1 + (following / sigma - 1) * eta))
-        return target * (1.0 - eta**2 * (1.0 - ratio.square())).clamp(min=0.0).sqrt()
+        return target * noise_kept(ratio, eta)
 
     def tau(self, model_sampling: ModelSampling, sigma: float) -> float:
         """SA-Solver's share of fresh noise in the step to `sigma`."""
@@ -148,7 +148,15 @@ class SamplerFacts:
         return float(model_sampling.percent_to_sigma(0.2) >= sigma >= model_sampling.percent_to_sigma(0.8))
 
 
-def _er_sde_noise(nsr: torch.Tensor) -> torch.Tensor:
+def noise_kept(ratio: torch.Tensor, eta: float) -> torch.Tensor:
+    """What an ancestral step down by `ratio` keeps of the target's noise, the rest being fresh: same shape, 0..1.
+
+    sqrt(1 - eta^2 (1 - ratio^2)): DDIM, arXiv 2010.02502, eq. 16.
+    """
+    return (1.0 - eta**2 * (1.0 - ratio.square())).clamp(min=0.0).sqrt()
+
+
+def er_sde_noise(nsr: torch.Tensor) -> torch.Tensor:
     """ER-SDE's default noise scaling, arXiv 2309.06169."""
     return nsr * ((nsr**0.3).exp() + 10.0)
 
