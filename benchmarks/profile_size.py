@@ -56,7 +56,7 @@ def table_errors(variant: str) -> dict:
     shapes, shards, profiles, knots_of = (pack_module(f"training.{name}") for name in ("shapes", "shards", "profile", "knots"))
     model, clip, vae = shapes.load_shapes(variant)
     pictures = shapes.training_pictures(clip, vae, TABLED, seed=5)
-    negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    negative = pack_module("training.pictures").encode(clip, "")
     results: dict[str, dict] = {}
     for grid in GRIDS:
         scheduler, steps = grid.split()

@@ -65,7 +65,7 @@ class Quality:
         model, clip, vae = self.shapes.load_shapes(self.variant)
         model, rows = counted(model)
         drawn = self.shapes.training_pictures(clip, vae, pictures, seed)
-        negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+        negative = pack_module("training.pictures").encode(clip, "")
         grid = study_grid(self.variant, model.get_model_object("model_sampling"))
         folder = self.folder / f"{self.variant}_{name}"
         cost_file = folder.with_suffix(".json")

@@ -71,10 +71,9 @@ class AnnealingGuider(io.ComfyNode):
         cfg=0.0,
         projection="auto",
     ) -> io.NodeOutput:
-        scale_model, notes = scale_model_or_default(model, scale_model, cfg)
-        lambdas = _lambdas(guidance_lambda, lambda_per_sample)
-        guidance = Guidance(scale_model, lambdas, renoise, match_training_steps, cfg, projection)
-        guider = AnnealingCFGGuider(model, guidance, live_chart(cls.hidden, notes))
+        settings = guidance_lambda, renoise, match_training_steps, scale_model, lambda_per_sample, cfg, projection
+        guidance, chart = _guidance_and_chart(cls, model, *settings)
+        guider = AnnealingCFGGuider(model, guidance, chart)
         guider.set_conds(positive, negative)
         return io.NodeOutput(guider, guider.trace)
 
@@ -119,10 +118,9 @@ class AnnealingModelPatch(io.ComfyNode):
         cfg=0.0,
         projection="auto",
     ) -> io.NodeOutput:
-        scale_model, notes = scale_model_or_default(model, scale_model, cfg)
-        lambdas = _lambdas(guidance_lambda, lambda_per_sample)
-        guidance = Guidance(scale_model, lambdas, renoise, match_training_steps, cfg, projection)
-        return io.NodeOutput(*patch_model(model, guidance, live_chart(cls.hidden, notes)))
+        settings = guidance_lambda, renoise, match_training_steps, scale_model, lambda_per_sample, cfg, projection
+        guidance, chart = _guidance_and_chart(cls, model, *settings)
+        return io.NodeOutput(*patch_model(model, guidance, chart))
 
 
 # Words alone, too: the search ranks a whole alias above a part of one.
@@ -132,9 +130,15 @@ _ALIASES = [
 ]
 
 
-def _lambdas(guidance_lambda: float, lambda_per_sample: str) -> float | torch.Tensor:
+def _guidance_and_chart(
+    node, model, guidance_lambda, renoise, match_training_steps, scale_model, lambda_per_sample, cfg, projection
+) -> tuple[Guidance, LiveChart | None]:
+    """Of what _guidance_inputs names."""
+    scale_model, notes = scale_model_or_default(model, scale_model, cfg)
     lambdas = parse_lambdas(lambda_per_sample, "lambda_per_sample")
-    return guidance_lambda if lambdas is None else lambdas
+    lambdas = guidance_lambda if lambdas is None else lambdas
+    guidance = Guidance(scale_model, lambdas, renoise, match_training_steps, cfg, projection)
+    return guidance, live_chart(node.hidden, notes)
 
 
 def scale_model_or_default(model, scale_model: ScaleModel | None, cfg: float = 0.0) -> tuple[ScaleModel, list[str]]:

@@ -27,7 +27,7 @@ from .fingerprint import digest
 from .grid import training_grid
 from .knots import spread_knots
 from .origin import origin_of
-from .pictures import SampleSettings, empty_latent, encoded_picture, sampled_pictures
+from .pictures import SampleSettings, empty_latent, encode, encoded_picture, sampled_pictures
 from .profile import ProfileSettings, TrainingGrid
 from .shards import MeasuredProfile, measure, measure_into
 
@@ -98,12 +98,6 @@ def own_grid(model: ModelPatcher) -> TrainingGrid:
     """The steps that the scale is trained for."""
     model_sampling = model.get_model_object("model_sampling")
     return training_grid(model_sampling, TRAINING_STEPS[coordinates.path_of(model_sampling)])
-
-
-def encode(clip: Any, text: str) -> Conditioning:
-    """The CONDITIONING of a prompt, as CLIP Text Encode gives it."""
-    with torch.no_grad():
-        return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
 def usual_negative(model: ModelPatcher, clip: Any) -> Conditioning:

@@ -39,6 +39,12 @@ class Picture:
     make: Callable[[], tuple[torch.Tensor, Conditioning]]
 
 
+def encode(clip: Any, text: str) -> Conditioning:
+    """The CONDITIONING of a prompt, as CLIP Text Encode gives it."""
+    with torch.no_grad():
+        return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
 def identity_of(*parts: Any) -> int:
     """The identity of a picture made of these parts: nested lists, dicts, tensors, strings, numbers."""
     return int.from_bytes(digest(parts)[:8], "big") >> 1

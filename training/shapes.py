@@ -13,7 +13,7 @@ from ..guidance.host_types import ModelSampling
 from ..shapes.loader import VARIANTS, captioned_pictures, load_shapes
 from .console import PictureLine, fit_and_save
 from .fit import FitSettings, LossBalance
-from .pictures import Picture, given_pictures
+from .pictures import Picture, encode, given_pictures
 from .profile import ProfileSettings, TrainingGrid
 from .shards import MeasuredProfile, measure, measure_into
 
@@ -37,7 +37,7 @@ def training_pictures(clip: Any, vae: Any, count: int, seed: int) -> list[Pictur
     pictures, said = captioned_pictures(count, seed)
     with torch.no_grad():
         latents = torch.cat([vae.encode(part) for part in pictures.split(64)])
-        captions = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in said]
+        captions = [encode(clip, text) for text in said]
     return given_pictures({"samples": latents}, captions)
 
 
@@ -51,7 +51,7 @@ def measure_shapes(
     model, clip, vae = load_shapes(variant)
     grid = training_grid(variant, model.get_model_object("model_sampling")) if grid is None else grid
     settings = ProfileSettings(grid, samples=SAMPLES, seed=seed)
-    negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    negative = encode(clip, "")
     drawn = training_pictures(clip, vae, pictures, seed)
     inputs = model, drawn, negative, settings
     line = PictureLine(variant)

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from ..guidance.host_types import Conditioning
 from ..models.errors import AnnealingError, in_words
 from ..shapes.loader import load_shapes
-from .pictures import Picture, PictureMaker, encoded_picture, identity_of
+from .pictures import Picture, PictureMaker, encode, encoded_picture, identity_of
 
 PICTURE_FILES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 MULTIPLE = 64  # pixels: every known model's latents and patches divide it
@@ -37,7 +37,7 @@ class Loaded:
 
     def encode(self, text: str) -> Conditioning:
         """The CONDITIONING of a prompt."""
-        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+        return encode(self.clip, text)
 
 
 def load(options: argparse.Namespace) -> Loaded:

@@ -73,20 +73,25 @@ def measured(variant: str, count: int, seed: int, folder: Path):
     grid = once.own_grid(model)
     settings = profiles.ProfileSettings(grid, MOST_SAMPLES, knots.spread_knots(0.0, 4.0, MOST_KNOTS), seed=seed)
     pictures = shapes.training_pictures(clip, vae, count, seed)
-    negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    negative = once.encode(clip, "")
     line = pack_module("training.console").PictureLine(f"{variant}, seed {seed}")
     return pack_module("training.shards").measure_into(
         folder / f"{variant}_{seed}", model, pictures, negative, settings, MOST_SAMPLES, progress=line
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def begun(study: str, text: str) -> tuple[argparse.Namespace, dict[str, dict]]:
+    """(the command line's options, the results so far) of a study, by its file and its docstring."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", default=["epsilon", "flow"])
     parser.add_argument("--profiles", type=Path, help="folder that keeps the profiles")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--output", type=Path, default=Path(study).with_suffix(".json"))
     options = parser.parse_args()
-    results: dict[str, dict] = json.loads(options.output.read_text())["results"] if options.output.is_file() else {}
+    return options, json.loads(options.output.read_text())["results"] if options.output.is_file() else {}
+
+
+def main() -> None:
+    options, results = begun(__file__, __doc__)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.profiles or Path(temporary)
         for variant in options.variants:

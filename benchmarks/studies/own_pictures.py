@@ -11,7 +11,6 @@ benchmarks/quality.py, and comparable only here). The figures are written as the
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -88,12 +87,7 @@ class Study:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variants", nargs="+", default=["epsilon", "flow"])
-    parser.add_argument("--profiles", type=Path, help="folder that keeps the profiles")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
-    options = parser.parse_args()
-    results = json.loads(options.output.read_text())["results"] if options.output.is_file() else {}
+    options, results = cheap_profile.begun(__file__, __doc__)
     with tempfile.TemporaryDirectory() as temporary:
         for variant in options.variants:
             study = Study(variant, options.profiles or Path(temporary))

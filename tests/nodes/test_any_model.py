@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 
 import comfy.samplers
@@ -10,13 +9,12 @@ import folder_paths
 import pytest
 import torch
 from annealing_guidance_pack.models.errors import AnnealingError
-from annealing_guidance_pack.nodes import guider, scale, train_once
+from annealing_guidance_pack.nodes import guider, train_once
 from annealing_guidance_pack.nodes.guider import AnnealingGuider, AnnealingModelPatch
 from annealing_guidance_pack.nodes.train_once import AnnealingTrainScale
-from annealing_guidance_pack.training import once
-from annealing_guidance_pack.training.fit import FitSettings
 from closed_form import GivenNoise
 from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
+from scales_folder import train_briefly, use_scales_folder
 from small_models import small_clip, small_conditioning, small_latent, small_model
 
 core_nodes = importlib.import_module("nodes")  # ComfyUI's own
@@ -27,15 +25,9 @@ UNTOUCHED = {"guidance_lambda": 0.4, "renoise": "auto", "match_training_steps": 
 @pytest.fixture(autouse=True)
 def scales(tmp_path, monkeypatch):
     """No saved scales, and a brief training."""
-    path = tmp_path / "annealing_guidance"
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, scale.FOLDER, ([str(path)], scale.EXTENSIONS))
-    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
-    monkeypatch.setattr(train_once, "FIT", FitSettings(steps=100, batch_size=64, hidden_width=16, depth=1))
-    monkeypatch.setattr(once, "SAMPLING", dataclasses.replace(once.SAMPLING, steps=2))
-    monkeypatch.setattr(once, "SAMPLES", 4)
-    for module in (once, train_once):
-        monkeypatch.setattr(module, "EFFORTS", {"quick": 16, "normal": 32, "thorough": 64})
+    use_scales_folder(tmp_path, monkeypatch)
+    train_briefly(monkeypatch)
 
 
 @pytest.fixture

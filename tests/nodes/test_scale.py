@@ -21,6 +21,7 @@ from annealing_guidance_pack.nodes.scale import AnnealingFixedScale, AnnealingSc
 from demo.client import WorkflowError, run_workflow
 from loopback import CERTIFICATE, Loopback, body
 from scales import INFO, made_up_network
+from scales_folder import use_scales_folder
 
 OFFICIAL = catalogue.OFFICIAL_SDXL.name
 
@@ -28,10 +29,8 @@ OFFICIAL = catalogue.OFFICIAL_SDXL.name
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """models/annealing_guidance/, empty, and no network."""
-    path = tmp_path / "annealing_guidance"
+    path = use_scales_folder(tmp_path, monkeypatch)
     path.mkdir()
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, scale.FOLDER, ([str(path)], scale.EXTENSIONS))
-    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     monkeypatch.setenv(catalogue.OFFLINE_VARIABLE, "1")
     return path
 

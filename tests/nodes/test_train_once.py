@@ -18,15 +18,15 @@ import torch
 from annealing_guidance_pack.models import whole_file
 from annealing_guidance_pack.models.errors import AnnealingError
 from annealing_guidance_pack.models.scale_file import load_scale, save_scale
-from annealing_guidance_pack.nodes import progress, scale, train_once
+from annealing_guidance_pack.nodes import progress, train_once
 from annealing_guidance_pack.nodes.own_scale import scale_trained_on
 from annealing_guidance_pack.nodes.scale import load_scale_by_name
 from annealing_guidance_pack.nodes.train_once import BUNDLED_PROMPTS, AnnealingTrainScale
 from annealing_guidance_pack.shapes.loader import load_shapes
 from annealing_guidance_pack.training import once
-from annealing_guidance_pack.training.fit import FitSettings
 from annealing_guidance_pack.training.shards import load_folder
 from comfy.weight_adapter import LoRAAdapter
+from scales_folder import train_briefly, use_scales_folder
 from small_models import small_clip, small_conditioning, small_model
 
 STRUCTURES = ["SD15", "SDXL", "SD3", "Flux", "Qwen-Image"]
@@ -38,15 +38,8 @@ SIDE = 64  # pixels: latents of 8 x 8
 def folders(tmp_path, monkeypatch) -> Path:
     """ComfyUI's output folder and models/annealing_guidance/, empty; a brief fit."""
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
-    path = tmp_path / "annealing_guidance"
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, scale.FOLDER, ([str(path)], scale.EXTENSIONS))
-    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
-    monkeypatch.setattr(train_once, "FIT", FitSettings(steps=100, batch_size=64, hidden_width=16, depth=1))
-    monkeypatch.setattr(once, "SAMPLING", dataclasses.replace(once.SAMPLING, steps=2))
-    monkeypatch.setattr(once, "SAMPLES", 4)
-    for module in (once, train_once):
-        monkeypatch.setattr(module, "EFFORTS", {"quick": 16, "normal": 32, "thorough": 64})
-    return path
+    train_briefly(monkeypatch)
+    return use_scales_folder(tmp_path, monkeypatch)
 
 
 @pytest.fixture

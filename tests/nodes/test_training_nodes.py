@@ -24,6 +24,7 @@ from annealing_guidance_pack.training.own_scale import fingerprint_text
 from annealing_guidance_pack.training.profile import steps_of_grid
 from comfy_extras.nodes_dataset import MakeTrainingDataset
 from scales import made_up_network
+from scales_folder import use_scales_folder
 
 COUNT = 8  # the fewest that a scale can be fitted to
 
@@ -37,10 +38,7 @@ def output(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def scales_folder(tmp_path, monkeypatch) -> Path:
-    path = tmp_path / "annealing_guidance"
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, scale.FOLDER, ([str(path)], scale.EXTENSIONS))
-    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
-    return path
+    return use_scales_folder(tmp_path, monkeypatch)
 
 
 def widgets(node, **changed) -> dict:

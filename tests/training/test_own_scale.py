@@ -18,7 +18,6 @@ import torch
 import two_points
 from annealing_guidance_pack.models import scale_file
 from annealing_guidance_pack.models.scale_file import load_scale, save_scale
-from annealing_guidance_pack.nodes import scale
 from annealing_guidance_pack.nodes.own_scale import scale_trained_on
 from annealing_guidance_pack.nodes.scale import load_scale_by_name
 from annealing_guidance_pack.training import own_scale as module
@@ -27,6 +26,7 @@ from annealing_guidance_pack.training.own_scale import fingerprint_text, own_sca
 from comfy.weight_adapter import LoRAAdapter
 from comfy_extras.nodes_model_merging import ModelAdd, ModelMergeSimple
 from scales import INFO, made_up_network
+from scales_folder import use_scales_folder
 from small_models import NAMES, small_model
 
 KIND = dict.fromkeys(["SD3", "Flux", "Qwen-Image"], "velocity")
@@ -36,10 +36,8 @@ KEY = "diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     """models/annealing_guidance/, empty."""
-    path = tmp_path / "annealing_guidance"
+    path = use_scales_folder(tmp_path, monkeypatch)
     path.mkdir()
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, scale.FOLDER, ([str(path)], scale.EXTENSIONS))
-    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     return path
 
 
