@@ -86,3 +86,16 @@ def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     host = Host(comfyui=comfyui, python=Path(sys.executable), ours=False)
     with Server(host, tmp_path_factory.mktemp("server"), ROOT, cpu=True) as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def _trained_scales_go(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test has the server train is gone after it: else later ones, whose scale_model is unconnected, would find it."""
+    if "server" not in request.fixturenames:
+        yield
+        return
+    folder = request.getfixturevalue("server").base / "models" / "annealing_guidance"
+    before = set(folder.rglob("*.safetensors"))
+    yield
+    for path in set(folder.rglob("*.safetensors")) - before:
+        path.unlink()
