@@ -53,14 +53,18 @@ def fitted_and_judged(profile, judged, settings) -> dict:
 
 def table_errors(variant: str) -> dict:
     """Grid by knots: how far the table is from the model."""
-    shapes, shards, profiles, knots_of = (pack_module(f"training.{name}") for name in ("shapes", "shards", "profile", "knots"))
+    shapes, shards, profiles, knots_of = (
+        pack_module(f"training.{name}") for name in ("bundled_scales", "shards", "profile", "knots")
+    )
     model, clip, vae = shapes.load_shapes(variant)
     pictures = shapes.training_pictures(clip, vae, TABLED, seed=5)
     negative = pack_module("training.pictures").encode(clip, "")
     results: dict[str, dict] = {}
     for grid in GRIDS:
         scheduler, steps = grid.split()
-        levels = pack_module("training.grid").training_grid(model.get_model_object("model_sampling"), int(steps), scheduler)
+        levels = pack_module("training.training_grid").training_grid(
+            model.get_model_object("model_sampling"), int(steps), scheduler
+        )
         found = {}
         for knots in (ALL_KNOTS, *KNOTS):
             settings = profiles.ProfileSettings(levels, samples=4, knots=knots_of.spread_knots(0.0, 4.0, knots), seed=5)
@@ -84,7 +88,7 @@ def table_errors(variant: str) -> dict:
 
 def fits_by_size(variant: str) -> dict:
     """Pictures: the loss and the scale of a fit to as many."""
-    shapes, fit = pack_module("training.shapes"), pack_module("training.fit")
+    shapes, fit = pack_module("training.bundled_scales"), pack_module("training.fit")
     grid = study_grid(variant, shapes.load_shapes(variant)[0].get_model_object("model_sampling"))
     whole, judged = (shapes.measure_shapes(variant, count, seed, grid) for count, seed in ((max(SIZES), 0), (JUDGED, 1)))
     print("pictures   loss    " + "  ".join(f"scale at lambda {value:g}" for value in LAMBDAS), flush=True)

@@ -37,7 +37,7 @@ class Gallery:
     """The points drawn so far, as files of what is measured picture by picture."""
 
     def __init__(self, folder: Path, demo: Demo) -> None:
-        weights, shapes = pack_module("training.shapes").WEIGHTS, Path(pack_module("shapes.files").__file__).parent
+        weights, shapes = pack_module("training.bundled_scales").WEIGHTS, Path(pack_module("shapes.files").__file__).parent
         self.demo, self.scenes = demo, pack_module("shapes.scenes")
         self.folder = folder / f"{demo.variant}-{digest(*sorted(shapes.rglob('*.safetensors')))}"
         self.scale = digest(weights / f"shapes_{demo.variant}.safetensors")

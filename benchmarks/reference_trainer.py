@@ -30,7 +30,7 @@ from annealing_guidance_pack.models.scale_model import PREDICTIONS, ScaleInfo
 from annealing_guidance_pack.models.scale_network import NetworkConfig, ScaleNetwork
 from annealing_guidance_pack.models.schedule import timestep_of_nsr
 from annealing_guidance_pack.shapes.loader import VARIANTS, load_shapes
-from annealing_guidance_pack.training import cads, shapes
+from annealing_guidance_pack.training import bundled_scales, cads
 from annealing_guidance_pack.training.pictures import Picture
 from annealing_guidance_pack.training.profile import TrainingGrid, steps_of_grid
 
@@ -261,7 +261,7 @@ class ShapesTraining:
         part, begin = divmod(self.trainer.samples_seen, PICTURES_AT_ONCE)
         if part != self.part:
             seed = 1_000_003 * (self.seed + 1) + part
-            self.part, self.pictures = part, shapes.training_pictures(self.clip, self.vae, PICTURES_AT_ONCE, seed)
+            self.part, self.pictures = part, bundled_scales.training_pictures(self.clip, self.vae, PICTURES_AT_ONCE, seed)
         return self.pictures[begin : begin + ACCUMULATION]
 
     def state(self) -> dict:
@@ -293,7 +293,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1250, help="of 16 samples (1250: the paper's 20,000 pictures)")
     parser.add_argument("--output", type=Path, required=True, help="the scale file to write")
     options = parser.parse_args()
-    bundled = load_scale(shapes.WEIGHTS / f"shapes_{options.variant}.safetensors")
+    bundled = load_scale(bundled_scales.WEIGHTS / f"shapes_{options.variant}.safetensors")
     training = ShapesTraining(options.variant, bundled.config)
     for done in range(0, options.steps, 10):
         training.run(min(10, options.steps - done))

@@ -44,7 +44,7 @@ class Study:
 
     def rows(self):
         """(name of the fit, lambda, figures), as they come."""
-        shapes, fitting = pack_module("training.shapes"), pack_module("training.fit")
+        shapes, fitting = pack_module("training.bundled_scales"), pack_module("training.fit")
         chosen = shapes.training_grid(self.variant, self.demo.model_sampling)
         for name, grid in self.grids().items():
             profile = shapes.measure_shapes(self.variant, self.pictures, grid=grid)

@@ -52,7 +52,9 @@ class Quality:
         import reference_trainer
 
         self.variant, self.folder, self.reference_trainer = variant, folder, reference_trainer
-        self.shapes, self.profiles, self.fitting = (pack_module(f"training.{name}") for name in ("shapes", "profile", "fit"))
+        self.shapes, self.profiles, self.fitting = (
+            pack_module(f"training.{name}") for name in ("bundled_scales", "profile", "fit")
+        )
         self.knots = pack_module("training.knots")
         bundled = pack_module("models.scale_file").load_scale(self.shapes.WEIGHTS / f"shapes_{variant}.safetensors")
         self.config = bundled.config  # one gap divisor, one size, one range of scales for both

@@ -13,7 +13,7 @@ from comfy_api.latest import io, ui
 from ..models.scale_file import save_scale
 from ..models.scale_model import ScaleModel
 from ..plots.figure import picture_of, preview_of
-from ..plots.fit import fit_figure, loss_figure
+from ..plots.fit_plot import fit_figure, loss_figure
 from ..training.fit import Check, FitSettings, fit
 from ..training.own_scale import fingerprint_text
 from .files import free_path, inside

@@ -12,7 +12,7 @@ from ..models.errors import AnnealingError, in_words
 from ..models.whole_file import write_whole
 from ..plots.figure import picture_of
 from ..plots.scale_map import map_figure
-from ..plots.trace import trace_figure, trace_table
+from ..plots.scale_plot import trace_figure, trace_table
 from .files import inside
 from .guider import AnnealingTraceType, parse_lambdas
 from .host import PICTURES_CATEGORY, where_known

@@ -13,7 +13,7 @@ from ..guidance.run import LARGEST_CFG, Guidance
 from ..guidance.samplers import facts_of
 from ..guidance.trace import AnnealingTrace, GuidedCall, RunTrace
 from ..models.errors import AnnealingError
-from ..plots.grid import labelled_columns
+from ..plots.labelled_columns import labelled_columns
 from .guider import AnnealingTraceType, live_chart, parse_lambdas, scale_model_or_default
 from .host import PICTURES_CATEGORY, where_known
 from .lists import numbers_in

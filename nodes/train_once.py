@@ -13,7 +13,7 @@ from comfy_execution.utils import get_executing_context
 from ..models.errors import AnnealingError
 from ..models.scale_file import load_scale
 from ..plots.figure import picture_of
-from ..plots.fit import fit_figure
+from ..plots.fit_plot import fit_figure
 from ..plots.scale_map import map_figure
 from ..shapes.loader import ShapesConfig
 from ..training.fit import FitSettings, fit

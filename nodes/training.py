@@ -10,11 +10,11 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..models.errors import AnnealingError
-from ..training.grid import PAPER, SCHEDULERS, training_grid
 from ..training.knots import spread_knots
 from ..training.pictures import SampleSettings, empty_latent, given_pictures, sampled_pictures
 from ..training.profile import Profile, ProfileSettings
 from ..training.shards import load_folder, measure_into
+from ..training.training_grid import PAPER, SCHEDULERS, training_grid
 from .files import inside
 from .host import TRAINING_ALIASES, TRAINING_CATEGORY, where_known
 from .progress import Pace, show_text

@@ -10,7 +10,7 @@ from ..guidance.trace import RunTrace
 from ..models.scale_model import ScaleModel
 from ..models.scale_network import ScaleNetwork
 from .figure import INK, PAPER, dress, new_figure
-from .fit import DASHES
+from .fit_plot import DASHES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -120,7 +120,7 @@ def train(options: argparse.Namespace) -> int:
 
 
 def scale(options: argparse.Namespace) -> int:
-    """Fit the demo's scale networks with the same ComfyUI; see training/shapes.py."""
+    """Fit the demo's scale networks with the same ComfyUI; see training/bundled_scales.py."""
     return run_in_host(str(ROOT / "tools" / "shapes_scale.py"), *options.rest)
 
 

@@ -1,4 +1,4 @@
-"""Runs `training.shapes` with the ComfyUI that COMFYUI_PATH names: `tools/dev.py scale` calls this in ComfyUI's own Python."""
+"""Runs `training.bundled_scales` with COMFYUI_PATH's ComfyUI: `tools/dev.py scale` calls this in ComfyUI's own Python."""
 
 import importlib
 import sys
@@ -14,7 +14,7 @@ def main() -> None:
 
     on_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     pack = import_both(ROOT, "scale", cpu=not on_gpu)
-    training = importlib.import_module(f"{pack}.training.shapes")
+    training = importlib.import_module(f"{pack}.training.bundled_scales")
     errors = importlib.import_module(f"{pack}.models.errors")
     try:
         training.main(sys.argv[1:])

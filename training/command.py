@@ -21,12 +21,12 @@ from ..models.whole_file import write_whole
 from ..shapes.loader import VARIANTS
 from .console import PictureLine, fit_and_save
 from .fit import FitSettings
-from .grid import training_grid
 from .once import zeroed
 from .pictures import PictureMaker, SampleSettings, empty_latent
 from .profile import ProfileSettings
 from .shards import load_folder, measure_into, measured_pictures
 from .sources import ENCODED_AT_ONCE, Job, Loaded, given_jobs, load, pictures_of, prompted_jobs
+from .training_grid import training_grid
 
 LONGEST_WAIT = timedelta(days=7)  # for the slowest rank
 

@@ -24,12 +24,12 @@ from ..guidance.host_types import Conditioning
 from ..models.errors import AnnealingError
 from ..shapes.loader import ShapesConfig, captioned_pictures
 from .fingerprint import digest
-from .grid import training_grid
 from .knots import spread_knots
 from .origin import origin_of
 from .pictures import SampleSettings, empty_latent, encode, encoded_picture, sampled_pictures
 from .profile import ProfileSettings, TrainingGrid
 from .shards import MeasuredProfile, measure, measure_into
+from .training_grid import training_grid
 
 PROMPTS = Path(__file__).with_name("prompts.txt")
 EFFORTS = {"quick": 32, "normal": 128, "thorough": 512}  # pictures

@@ -67,7 +67,7 @@ def part_of(profile, pictures: range, samples: int, knots: int):
 
 def measured(variant: str, count: int, seed: int, folder: Path):
     """A profile of rendered pictures on the grid that Train Annealing Scale trains for."""
-    shapes, profiles = pack_module("training.shapes"), pack_module("training.profile")
+    shapes, profiles = pack_module("training.bundled_scales"), pack_module("training.profile")
     once, knots = pack_module("training.once"), pack_module("training.knots")
     model, clip, vae = shapes.load_shapes(variant)
     grid = once.own_grid(model)

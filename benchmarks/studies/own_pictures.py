@@ -53,7 +53,7 @@ class Study:
 
     def profile(self, source: str, how: dict | None, count: int):
         """Of the first `count` captions of seed 2, measured as Train Annealing Scale does."""
-        shapes, pictures, profiles = (pack_module(f"training.{name}") for name in ("shapes", "pictures", "profile"))
+        shapes, pictures, profiles = (pack_module(f"training.{name}") for name in ("bundled_scales", "pictures", "profile"))
         model, clip, vae = shapes.load_shapes(self.variant)
         once, knots = self.once, pack_module("training.knots")
         settings = profiles.ProfileSettings(

@@ -19,9 +19,9 @@ from annealing_guidance_pack.nodes.fitting import AnnealingFit, AnnealingScaleSa
 from annealing_guidance_pack.nodes.shapes import ShapesDataset
 from annealing_guidance_pack.nodes.training import AnnealingProfileLoader, AnnealingProfiler
 from annealing_guidance_pack.shapes.loader import load_shapes
-from annealing_guidance_pack.training.grid import SCHEDULERS, USUAL_STEPS, training_grid
 from annealing_guidance_pack.training.own_scale import fingerprint_text
 from annealing_guidance_pack.training.profile import steps_of_grid
+from annealing_guidance_pack.training.training_grid import SCHEDULERS, USUAL_STEPS, training_grid
 from comfy_extras.nodes_dataset import MakeTrainingDataset
 from scales import made_up_network
 from scales_folder import use_scales_folder

@@ -11,11 +11,11 @@ import torch
 from annealing_guidance_pack.guidance import coordinates
 from annealing_guidance_pack.models.scale_model import PREDICTIONS, ScaleInfo
 from annealing_guidance_pack.models.scale_network import NetworkConfig, ScaleNetwork
-from annealing_guidance_pack.training import shapes
+from annealing_guidance_pack.training import bundled_scales
 from annealing_guidance_pack.training.fit import ProfileLoss
-from annealing_guidance_pack.training.grid import training_grid
 from annealing_guidance_pack.training.measure import measure_picture
 from annealing_guidance_pack.training.profile import Entries, Profile, ProfileSettings, steps_of_grid
+from annealing_guidance_pack.training.training_grid import training_grid
 from common.demo import study_grid
 from reference_trainer import ReferenceTrainer, RunningRatio, Samples
 
@@ -38,9 +38,9 @@ class Recorder:
 
 def measured_samples(variant: str, steps: int | None) -> tuple:
     """(model, negative, profile, the very samples that it was measured on, with a lambda each). No steps: the study's grid."""
-    model, clip, vae = shapes.load_shapes(variant)
+    model, clip, vae = bundled_scales.load_shapes(variant)
     model_sampling = model.get_model_object("model_sampling")
-    pictures = shapes.training_pictures(clip, vae, PICTURES, seed=3)
+    pictures = bundled_scales.training_pictures(clip, vae, PICTURES, seed=3)
     negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
     grid = training_grid(model_sampling, steps) if steps else study_grid(variant, model_sampling)
     settings = ProfileSettings(grid, samples=SAMPLES)

@@ -10,7 +10,7 @@ import torch
 
 from ..guidance.trace import RunTrace
 from .figure import dress, new_figure
-from .fit import COLOURS, DASHES, MARKERS
+from .fit_plot import COLOURS, DASHES, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

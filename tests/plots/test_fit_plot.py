@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from annealing_guidance_pack.models.scale_model import ScaleInfo
-from annealing_guidance_pack.plots import fit as plot
+from annealing_guidance_pack.plots import fit_plot as plot
 from annealing_guidance_pack.training.fit import Check, Fit
 from annealing_guidance_pack.training.profile import Entries, Profile, ProfileSettings
 from scales import INFO, made_up_network

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from annealing_guidance_pack.models.scale_file import load_scale
-from annealing_guidance_pack.training import shapes, shards
+from annealing_guidance_pack.training import bundled_scales, shards
 from annealing_guidance_pack.training.fit import FitSettings
-from annealing_guidance_pack.training.grid import training_grid
 from annealing_guidance_pack.training.knots import Tabulated
 from annealing_guidance_pack.training.profile import Profile, ProfileSettings
 from annealing_guidance_pack.training.shards import measure
+from annealing_guidance_pack.training.training_grid import training_grid
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = 16
@@ -30,18 +30,18 @@ def variant(request) -> str:
 
 @pytest.fixture(scope="module")
 def profile(variant) -> Profile:
-    return shapes.measure_shapes(variant, PICTURES)
+    return bundled_scales.measure_shapes(variant, PICTURES)
 
 
 @pytest.mark.parametrize("grid", ["own", "paper 4", "paper 20", "paper 50", "karras 10", "simple 20"])
 def test_the_tabulated_second_term_is_the_model_s_own_on_every_grid(variant, grid):
-    model, clip, vae = shapes.load_shapes(variant)
+    model, clip, vae = bundled_scales.load_shapes(variant)
     model_sampling = model.get_model_object("model_sampling")
     if grid == "own":
-        levels = shapes.training_grid(variant, model_sampling)
+        levels = bundled_scales.training_grid(variant, model_sampling)
     else:
         levels = training_grid(model_sampling, int(grid.split()[1]), grid.split()[0])
-    pictures = shapes.training_pictures(clip, vae, PICTURES, seed=0)
+    pictures = bundled_scales.training_pictures(clip, vae, PICTURES, seed=0)
     empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
     settings = ProfileSettings(levels, samples=2)
     profile = measure(model, pictures, empty, settings)
@@ -56,7 +56,7 @@ def test_the_tabulated_second_term_is_the_model_s_own_on_every_grid(variant, gri
 
 def test_the_command_writes_a_scale_that_lambda_moves(variant, profile, tmp_path, capsys):
     quick = FitSettings(steps=200, batch_size=256, hidden_width=32, depth=1)
-    shapes.fit_shapes(variant, profile, quick, tmp_path)
+    bundled_scales.fit_shapes(variant, profile, quick, tmp_path)
     scale = load_scale(tmp_path / f"shapes_{variant}.safetensors")
     at = profile.entries.timestep, profile.entries.gap_norm
     assert scale(*at, 0.0).mean() < scale(*at, 0.8).mean()
@@ -64,29 +64,29 @@ def test_the_command_writes_a_scale_that_lambda_moves(variant, profile, tmp_path
 
 
 def test_the_bundled_scale_belongs_to_the_model(variant):
-    model, _, _ = shapes.load_shapes(variant)
-    info = load_scale(shapes.WEIGHTS / model.model.model_config.annealing_scale).info
+    model, _, _ = bundled_scales.load_shapes(variant)
+    info = load_scale(bundled_scales.WEIGHTS / model.model.model_config.annealing_scale).info
     assert info.prediction == {"epsilon": "epsilon", "flow": "velocity"}[variant]
     assert info.reference_numel == 4 * 16 * 16
-    grid = shapes.training_grid(variant, model.get_model_object("model_sampling"))
+    grid = bundled_scales.training_grid(variant, model.get_model_object("model_sampling"))
     assert info.training_grid == pytest.approx(grid)
     assert info.licence == "Apache-2.0"
 
 
 def test_profiles_that_are_there_are_not_measured_again(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(shapes, "FitSettings", functools.partial(FitSettings, steps=10, hidden_width=8, depth=0))
+    monkeypatch.setattr(bundled_scales, "FitSettings", functools.partial(FitSettings, steps=10, hidden_width=8, depth=0))
     command = ["flow", "--pictures", "16", "--profiles", str(tmp_path), "--output", str(tmp_path)]
-    shapes.main(command)
+    bundled_scales.main(command)
     (shard,) = (tmp_path / "shapes_flow").iterdir()
     monkeypatch.setattr(shards, "measure_picture", None)
-    shapes.main(command)
+    bundled_scales.main(command)
     assert (tmp_path / "shapes_flow.safetensors").is_file()
     assert list((tmp_path / "shapes_flow").iterdir()) == [shard]
 
 
 def test_training_pictures_are_the_same_for_a_seed():
-    _, clip, vae = shapes.load_shapes("flow")
-    one, again = (shapes.training_pictures(clip, vae, 4, seed=1) for _ in range(2))
+    _, clip, vae = bundled_scales.load_shapes("flow")
+    one, again = (bundled_scales.training_pictures(clip, vae, 4, seed=1) for _ in range(2))
     assert [picture.identity for picture in one] == [picture.identity for picture in again]
     assert one[0].make()[0].shape == (4, 16, 16)
 

@@ -11,7 +11,7 @@ import torch
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
 from annealing_guidance_pack.guidance.run import Guidance
 from annealing_guidance_pack.models.fixed_scale import FixedScale
-from annealing_guidance_pack.plots import scale_map, trace
+from annealing_guidance_pack.plots import scale_map, scale_plot
 from closed_form import SmoothScale, closed_form_model, conditioning, sample
 from scales import made_up_network
 
@@ -33,39 +33,39 @@ def lines(axes):
 
 def test_the_panels_hold_the_traces_numbers_a_line_per_sample():
     made = trace_of()
-    cfg, scale, norm = trace.trace_figure(made).axes
+    cfg, scale, norm = scale_plot.trace_figure(made).axes
     for axes, name in ((cfg, "cfg_scale"), (scale, "scale"), (norm, "gap_norm")):
         kept = torch.stack([getattr(call, name) for call in made.calls])
         assert all(torch.equal(line, kept[:, i]) for i, line in enumerate(lines(axes))) and len(lines(axes)) == 3
 
 
 def test_the_panels_are_the_same_whatever_the_sampler_renoises_with():
-    titles = [[axes.get_title() for axes in trace.trace_figure(trace_of(name)).axes] for name in ("euler", "euler_cfg_pp")]
+    titles = [[axes.get_title() for axes in scale_plot.trace_figure(trace_of(name)).axes] for name in ("euler", "euler_cfg_pp")]
     assert titles[0] == titles[1] and len(titles[0]) == 3
 
 
 def test_a_remark_stands_above_the_panels():
-    assert "several runs" in trace.trace_figure(trace_of(), "several runs").get_suptitle()
+    assert "several runs" in scale_plot.trace_figure(trace_of(), "several runs").get_suptitle()
 
 
 def test_the_legend_names_the_lambdas_where_they_differ():
-    legend = trace.trace_figure(trace_of()).axes[0].get_legend()
+    legend = scale_plot.trace_figure(trace_of()).axes[0].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["1: lambda 0", "2: lambda 0.4", "3: lambda 0.8"]
-    one = trace.trace_figure(trace_of(guidance_lambda=0.4))
+    one = scale_plot.trace_figure(trace_of(guidance_lambda=0.4))
     assert [text.get_text() for text in one.axes[0].get_legend().get_texts()] == ["sample 1", "sample 2", "sample 3"]
 
 
 def test_samples_of_one_colour_differ_in_their_dashes():
-    axes = trace.trace_figure(trace_of()).axes[0]
+    axes = scale_plot.trace_figure(trace_of()).axes[0]
     axes.clear()
-    trace._draw(axes, torch.rand(4, 12), [1.0] * 4, [str(i) for i in range(12)])
+    scale_plot._draw(axes, torch.rand(4, 12), [1.0] * 4, [str(i) for i in range(12)])
     looks = {(line.get_color(), str(line._unscaled_dash_pattern)) for line in axes.get_lines()}
     assert len(looks) == 12
 
 
 def test_the_table_has_a_line_per_call_and_sample_with_the_traces_numbers():
     made = trace_of("heun")
-    rows = list(csv.DictReader(io.StringIO(trace.trace_table(made))))
+    rows = list(csv.DictReader(io.StringIO(scale_plot.trace_table(made))))
     assert len(rows) == 3 * len(made.calls)
     row, call = rows[3 * 2 + 1], made.calls[2]
     assert (row["call"], row["sample"], float(row["lambda"])) == ("3", "2", pytest.approx(0.4))
