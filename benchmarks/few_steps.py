@@ -53,7 +53,7 @@ class Benchmark(Demo):
         import torch
 
         guider = self.cfg(CFG) if method == "CFG" else self.annealing(self.scale, LAMBDA)
-        null = pack_module("guidance.sampler").null_renoising_sampler
+        null = pack_module("guidance.null_renoising").null_renoising_sampler
         solver = null() if sampler == "annealing" else comfy.samplers.sampler_object(sampler)
         right, error, saturation, first = [], [], [], None
         for pictures, rows in self.pictures(guider, solver, self.sigmas(sampler, steps)):

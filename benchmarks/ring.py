@@ -167,7 +167,7 @@ class Ring:
         import comfy.samplers
 
         euler, cfg_pp = comfy.samplers.sampler_object("euler"), comfy.samplers.sampler_object("euler_cfg_pp")
-        null = pack_module("guidance.sampler").null_renoising_sampler()
+        null = pack_module("guidance.null_renoising").null_renoising_sampler()
         yield "right captions, no guidance", 1.0, self.cfg(1.0, self.unfailing), euler
         for scale in CFG_SCALES:
             yield "CFG", scale, self.cfg(scale), euler

@@ -234,7 +234,7 @@ def sampler_named(name: str, stochastic: bool = False):
     import comfy.samplers
 
     if name == "annealing":
-        return pack_module("guidance.sampler").null_renoising_sampler(eta=float(stochastic))
+        return pack_module("guidance.null_renoising").null_renoising_sampler(eta=float(stochastic))
     if name in OPTIONS and not stochastic:
         return comfy.samplers.ksampler(name, OPTIONS[name])
     return comfy.samplers.sampler_object(name)

@@ -20,7 +20,7 @@ from ..models import schedule
 from ..models.scale_model import ScaleInfo
 from . import coordinates, history
 from .host_types import ModelSampling
-from .samplers import SamplerFacts
+from .sampler_facts import SamplerFacts
 
 # The least a step may go down: a run of 1000 steps stays below this ratio, adaptive solvers and added noise may not.
 LARGEST_RATIO = 0.999

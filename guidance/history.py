@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from .host_types import Options
-from .samplers import er_sde_noise
+from .sampler_facts import er_sde_noise
 
 Weights = list[float]
 UNIPC_END = 0.001  # to which ComfyUI's UniPC steps in the place of 0

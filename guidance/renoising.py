@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from . import coordinates
 from .host_types import ModelSampling
-from .samplers import WRONG_ON_FLOW, SamplerFacts
+from .sampler_facts import WRONG_ON_FLOW, SamplerFacts
 
 Renoise = Literal["auto", "null", "folded"]
 CHOICES: tuple[Renoise, ...] = get_args(Renoise)

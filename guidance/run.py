@@ -16,7 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from ..models import schedule
 from ..models.errors import AnnealingError
 from ..models.scale_model import ScaleModel
-from . import coordinates, renoising, samplers, strength
+from . import coordinates, renoising, sampler_facts, strength
 from .course import Course, Level
 from .coverage import per_sample
 from .delivery import Delivery
@@ -90,7 +90,7 @@ class GuidedRun:
         # From the patcher, so that ModelSampling nodes count.
         model_sampling = patcher.get_model_object("model_sampling")
         coordinates.require_match(guidance.scale_model.info, model_sampling)
-        facts = samplers.facts_of(sampler)
+        facts = sampler_facts.facts_of(sampler)
         renoised = renoising.uncond_share(guidance.renoise, facts)
         frames_on_batch = has_frames_on_batch(patcher, guider.model_options)
 

@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..guidance import paper_schedule
-from ..guidance.sampler import null_renoising_sampler
+from ..guidance.null_renoising import null_renoising_sampler
 from .host import SAMPLING_CATEGORY, where_known
 
 

@@ -10,7 +10,7 @@ from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
 from ..guidance.guider import AnnealingCFGGuider
 from ..guidance.live import LiveChart
 from ..guidance.run import LARGEST_CFG, Guidance
-from ..guidance.samplers import facts_of
+from ..guidance.sampler_facts import facts_of
 from ..guidance.trace import AnnealingTrace, GuidedCall, RunTrace
 from ..models.errors import AnnealingError
 from ..plots.labelled_columns import labelled_columns

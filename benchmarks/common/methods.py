@@ -73,7 +73,7 @@ class Methods:
         self.solver_sigmas = demo.schedule("karras" if self.epsilon else "simple", steps)
         self.euler = comfy.samplers.sampler_object("euler")
         self.dpmpp_2m = comfy.samplers.sampler_object("dpmpp_2m")
-        self.null = pack_module("guidance.sampler").null_renoising_sampler()
+        self.null = pack_module("guidance.null_renoising").null_renoising_sampler()
 
     def rivals(self) -> dict[str, dict[str, Run]]:
         model = self.demo.model

@@ -5,9 +5,9 @@ import comfy.samplers
 import pytest
 import torch
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
+from annealing_guidance_pack.guidance.null_renoising import null_renoising_sampler
 from annealing_guidance_pack.guidance.patch import patch_model
 from annealing_guidance_pack.guidance.run import Guidance
-from annealing_guidance_pack.guidance.sampler import null_renoising_sampler
 from annealing_guidance_pack.models import schedule
 from beside import LEARNED, Call, closed_form_scene, recorded
 from closed_form import SmoothScale, sample

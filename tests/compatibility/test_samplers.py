@@ -10,7 +10,7 @@ import torch
 from annealing_guidance_pack.guidance import renoising
 from annealing_guidance_pack.guidance.course import Course
 from annealing_guidance_pack.guidance.delivery import Delivery
-from annealing_guidance_pack.guidance.samplers import facts_of
+from annealing_guidance_pack.guidance.sampler_facts import facts_of
 from annealing_guidance_pack.models.scale_model import ScaleInfo
 from kinds import KINDS, model_of
 

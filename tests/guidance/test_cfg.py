@@ -6,9 +6,9 @@ import comfy.samplers
 import pytest
 import torch
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
+from annealing_guidance_pack.guidance.null_renoising import null_renoising_sampler
 from annealing_guidance_pack.guidance.patch import patch_model
 from annealing_guidance_pack.guidance.run import Guidance
-from annealing_guidance_pack.guidance.sampler import null_renoising_sampler
 from annealing_guidance_pack.models.errors import AnnealingError
 from annealing_guidance_pack.models.fixed_scale import FixedScale
 from annealing_guidance_pack.models.scale_file import load_scale

@@ -7,7 +7,7 @@ import pytest
 import torch
 from annealing_guidance_pack.guidance import coordinates
 from annealing_guidance_pack.guidance.course import Course, StepTracker, folding_factor, gap_response
-from annealing_guidance_pack.guidance.samplers import facts_of
+from annealing_guidance_pack.guidance.sampler_facts import facts_of
 from annealing_guidance_pack.models import schedule
 from closed_form import SmoothScale
 from hypothesis import given, settings

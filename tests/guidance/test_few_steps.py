@@ -9,8 +9,8 @@ import torch
 from annealing_guidance_pack.guidance import strength
 from annealing_guidance_pack.guidance.delivery import Delivery
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
+from annealing_guidance_pack.guidance.null_renoising import null_renoising_sampler
 from annealing_guidance_pack.guidance.run import Guidance
-from annealing_guidance_pack.guidance.sampler import null_renoising_sampler
 from annealing_guidance_pack.models.scale_file import load_scale
 from closed_form import closed_form_model, conditioning, paper_trajectory, sample
 

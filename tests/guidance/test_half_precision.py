@@ -8,7 +8,7 @@ from annealing_guidance_pack.guidance.delivery import Delivery
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
 from annealing_guidance_pack.guidance.patch import patch_model
 from annealing_guidance_pack.guidance.run import Guidance
-from annealing_guidance_pack.guidance.samplers import facts_of
+from annealing_guidance_pack.guidance.sampler_facts import facts_of
 from closed_form import SmoothScale, closed_form_model, conditioning, sample
 from comfy.model_base import ModelType
 from probing import EPS, model_sampling_of, sampler_of, scheduled

@@ -6,7 +6,7 @@ import pytest
 import torch
 from annealing_guidance_pack.guidance import course, history
 from annealing_guidance_pack.guidance.delivery import Delivery
-from annealing_guidance_pack.guidance.samplers import facts_of
+from annealing_guidance_pack.guidance.sampler_facts import facts_of
 from beside import assert_close
 from closed_form import SmoothScale
 from hypothesis import given, settings

@@ -7,8 +7,8 @@ import pytest
 import torch
 from annealing_guidance_pack.guidance.extent import GapExtent
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
+from annealing_guidance_pack.guidance.null_renoising import null_renoising_sampler
 from annealing_guidance_pack.guidance.run import Guidance
-from annealing_guidance_pack.guidance.sampler import null_renoising_sampler
 from annealing_guidance_pack.models.errors import AnnealingError
 from annealing_guidance_pack.models.fixed_scale import FixedScale
 from closed_form import SmoothScale, closed_form_model, conditioning, run_of, sample

@@ -7,9 +7,9 @@ import pytest
 import torch
 from annealing_guidance_pack.guidance import renoising
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
+from annealing_guidance_pack.guidance.null_renoising import null_renoising_sampler
 from annealing_guidance_pack.guidance.run import Guidance
-from annealing_guidance_pack.guidance.sampler import null_renoising_sampler
-from annealing_guidance_pack.guidance.samplers import facts_of
+from annealing_guidance_pack.guidance.sampler_facts import facts_of
 from closed_form import SmoothScale, closed_form_model, conditioning, sample
 from comfy.model_base import ModelType
 from probing import NAMES, sampler_of

@@ -8,9 +8,9 @@ import pytest
 import torch
 from annealing_guidance_pack.guidance import paper_schedule
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
+from annealing_guidance_pack.guidance.null_renoising import null_renoising_sampler
 from annealing_guidance_pack.guidance.run import Guidance
-from annealing_guidance_pack.guidance.sampler import null_renoising_sampler
-from annealing_guidance_pack.guidance.samplers import CALLS_PER_STEP, WRONG_ON_FLOW, facts_of
+from annealing_guidance_pack.guidance.sampler_facts import CALLS_PER_STEP, WRONG_ON_FLOW, facts_of
 from annealing_guidance_pack.models.fixed_scale import FixedScale
 from annealing_guidance_pack.models.scale_file import load_scale
 from closed_form import GaussianDenoiser, SmoothScale, closed_form_model, conditioning, paper_trajectory, sample

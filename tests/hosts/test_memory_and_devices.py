@@ -8,9 +8,9 @@ import comfy.samplers
 import pytest
 import torch
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
+from annealing_guidance_pack.guidance.null_renoising import null_renoising_sampler
 from annealing_guidance_pack.guidance.patch import patch_model
 from annealing_guidance_pack.guidance.run import Guidance
-from annealing_guidance_pack.guidance.sampler import null_renoising_sampler
 from annealing_guidance_pack.models.fixed_scale import FixedScale
 from annealing_guidance_pack.shapes.loader import load_shapes
 from closed_form import CPU, closed_form_model, conditioning, run_of, sample

@@ -72,7 +72,7 @@ def objects():
 def objects_of(module, objects):
     """`model` is spelled alike for several things, and the nodes' `guider` is ours."""
     name = module.__name__.removeprefix(f"{pack.__name__}.")
-    if name == "guidance.sampler":
+    if name == "guidance.null_renoising":
         return {**objects, "model": objects["inpaint"]}
     if name.startswith("nodes."):
         return {"model": objects["model_patcher"]}

@@ -10,7 +10,7 @@ import comfy.samplers
 import folder_paths
 import pytest
 import torch
-from annealing_guidance_pack.guidance.sampler import sample_null_renoising
+from annealing_guidance_pack.guidance.null_renoising import sample_null_renoising
 from annealing_guidance_pack.models import catalogue
 from annealing_guidance_pack.models.errors import AnnealingError
 from annealing_guidance_pack.models.fixed_scale import FixedScale

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import comfy.k_diffusion.sampling
 import numpy as np
 import torch
-from annealing_guidance_pack.guidance import history, samplers, strength
+from annealing_guidance_pack.guidance import history, sampler_facts, strength
 from closed_form import flow_denoised, ve_denoised
 from kinds import Kind, is_flow, model_of, network_level, network_output, signal
 
@@ -85,7 +85,7 @@ class GuidedDenoiser:
 
     def __init__(self, kind: Kind, data: Data, scale_model, guidance_lambda: float, sampler):
         self.kind, self.data, self.scale_model, self.guidance_lambda = kind, data, scale_model, guidance_lambda
-        self.facts = samplers.facts_of(sampler)
+        self.facts = sampler_facts.facts_of(sampler)
         # where samplers look for the model's sampling
         patcher = model_of(kind)
         self.inner_model = SimpleNamespace(model_patcher=patcher, inner_model=patcher.model)

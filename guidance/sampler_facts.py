@@ -19,7 +19,7 @@ import torch
 
 from . import coordinates
 from .host_types import ModelSampling, Sampler
-from .sampler import sample_null_renoising
+from .null_renoising import sample_null_renoising
 
 # How often ComfyUI's solvers call the model in a step, where it is more than once.
 CALLS_PER_STEP = {

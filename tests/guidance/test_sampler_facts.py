@@ -8,9 +8,9 @@ import pytest
 import torch
 from annealing_guidance_pack.guidance import coordinates
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
+from annealing_guidance_pack.guidance.null_renoising import null_renoising_sampler, sample_null_renoising
 from annealing_guidance_pack.guidance.run import Guidance
-from annealing_guidance_pack.guidance.sampler import null_renoising_sampler, sample_null_renoising
-from annealing_guidance_pack.guidance.samplers import ADAPTIVE, WRONG_ON_FLOW, facts_of
+from annealing_guidance_pack.guidance.sampler_facts import ADAPTIVE, WRONG_ON_FLOW, facts_of
 from closed_form import SmoothScale, closed_form_model, conditioning, sample
 from comfy.model_base import ModelType
 from probing import BOTH, EPS, FLOW, NAMES, accepts, constant, kept, model_sampling_of, ran, sampler_of, scheduled
