@@ -17,9 +17,8 @@ from ..models.fixed_scale import FixedScale
 from ..models.scale_model import ScaleModel
 from .host import CATEGORY, where_known
 from .lists import numbers_in
-from .own_scale import scale_trained_on
 from .progress import send_event, show_text
-from .scale import AnnealingScale, load_scale_by_name
+from .scale import AnnealingScale, load_scale_by_name, scale_trained_on
 
 logger = logging.getLogger("annealing_guidance")
 

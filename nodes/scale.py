@@ -9,6 +9,7 @@ from typing import Any
 
 import comfy.utils
 import folder_paths
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..models import catalogue
@@ -16,6 +17,7 @@ from ..models.errors import AnnealingError
 from ..models.fixed_scale import RULES, FixedScale
 from ..models.scale_file import load_scale
 from ..models.scale_model import ScaleModel
+from ..training.own_scale import own_scale
 from .host import SCALE_CATEGORY, where_known
 
 FOLDER = "annealing_guidance"  # ComfyUI's name for the models folder, also in extra_model_paths.yaml
@@ -55,6 +57,16 @@ def load_scale_by_name(name: str, node_id: str | None = None) -> ScaleModel:
     if entry := _catalogue_entry(name):
         return load_scale(catalogue.obtain(entry, folder_paths.get_folder_paths(FOLDER), _progress(entry, node_id)))
     return load_scale(_path_of(name))
+
+
+def scale_trained_on(model: ModelPatcher) -> str | None:
+    """The newest scale in models/annealing_guidance/ that was trained on this very model, as the loader lists it; or None.
+
+    LoRAs on top don't matter, another checkpoint does. Cheap, and never raises for a file (see `training.own_scale`).
+    """
+    names = [name for name in folder_paths.get_filename_list(FOLDER) if not (BUNDLED / name).is_file()]
+    paths = {name: folder_paths.get_full_path(FOLDER, name) for name in names}
+    return own_scale(model, {name: Path(path) for name, path in paths.items() if path is not None})
 
 
 def _catalogue_entry(name: str) -> catalogue.CatalogueEntry | None:

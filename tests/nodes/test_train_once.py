@@ -19,8 +19,7 @@ from annealing_guidance_pack.models import whole_file
 from annealing_guidance_pack.models.errors import AnnealingError
 from annealing_guidance_pack.models.scale_file import load_scale, save_scale
 from annealing_guidance_pack.nodes import progress, train_once
-from annealing_guidance_pack.nodes.own_scale import scale_trained_on
-from annealing_guidance_pack.nodes.scale import load_scale_by_name
+from annealing_guidance_pack.nodes.scale import load_scale_by_name, scale_trained_on
 from annealing_guidance_pack.nodes.train_once import BUNDLED_PROMPTS, AnnealingTrainScale
 from annealing_guidance_pack.shapes.loader import load_shapes
 from annealing_guidance_pack.training import once

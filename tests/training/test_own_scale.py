@@ -18,8 +18,7 @@ import torch
 import two_points
 from annealing_guidance_pack.models import scale_file
 from annealing_guidance_pack.models.scale_file import load_scale, save_scale
-from annealing_guidance_pack.nodes.own_scale import scale_trained_on
-from annealing_guidance_pack.nodes.scale import load_scale_by_name
+from annealing_guidance_pack.nodes.scale import load_scale_by_name, scale_trained_on
 from annealing_guidance_pack.training import own_scale as module
 from annealing_guidance_pack.training.fingerprint import fingerprint
 from annealing_guidance_pack.training.own_scale import fingerprint_text, own_scale
