@@ -24,6 +24,7 @@ import torch
 
 from .errors import AnnealingError, in_words
 from .plain_checkpoint import read_checkpoint
+from .safetensors_header import header_of
 from .scale_model import ScaleInfo, ScaleModel
 from .scale_network import NetworkConfig, ScaleNetwork
 from .whole_file import write_whole
@@ -137,13 +138,8 @@ def _tensors_and_metadata(data: bytes, path: Path) -> tuple[dict[str, torch.Tens
 
 def _metadata(data: bytes, path: Path) -> dict[str, str]:
     """The strings in the header of a file of this format, which `data` begins with."""
-    length = int.from_bytes(data[:8], "little")
-    try:
-        header = json.loads(data[8 : 8 + length]) if 8 + length <= len(data) else None
-    except (ValueError, RecursionError):
-        header = None
-    header = header if isinstance(header, dict) else {"__metadata__": None}
-    metadata = header.get("__metadata__", {})
+    header = header_of(data)
+    metadata = None if header is None else header.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _unusable(path, "it does not begin like a .safetensors scale file")
     declared = metadata.get("format")
@@ -151,7 +147,7 @@ def _metadata(data: bytes, path: Path) -> dict[str, str]:
         return metadata
     if isinstance(declared, str) and declared.startswith("annealing-scale/"):
         raise _unusable(path, f"its format is {declared[:40]} and this version reads {FORMAT}", "Update Annealing Guidance.")
-    example = next((key for key in header if key != "__metadata__"), "none at all")
+    example = next((key for key in header or {} if key != "__metadata__"), "none at all")
     raise _unusable(
         path,
         f"it holds no annealing scale (no format {FORMAT} in its metadata; its tensors are named like {example[:80]!r})",

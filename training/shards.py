@@ -30,6 +30,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ..guidance.host_types import Conditioning
 from ..models.errors import AnnealingError, in_words
+from ..models.safetensors_header import header_of
 from ..models.whole_file import write_whole
 from .fingerprint import Fingerprint
 from .knots import TABLE, squares_of_products
@@ -302,7 +303,7 @@ def _read_shard(data: bytes) -> _Shard:
     if len(data) > MAX_SHARD_BYTES:
         raise ValueError(f"it is larger than {MAX_SHARD_BYTES // 2**20} MB")
     tensors = safetensors.torch.load(data)
-    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
+    metadata = (header_of(data) or {}).get("__metadata__") or {}
     if metadata.get("format") not in (FORMAT, OLD_FORMAT):
         raise ValueError(f"its format is {str(metadata.get('format'))[:80]!r}, not {FORMAT}")
     if metadata.pop("sha256", None) != _checksum(metadata, tensors):
