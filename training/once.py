@@ -16,6 +16,7 @@ from typing import Any
 import comfy.model_base
 import comfy.model_management
 import comfy.supported_models
+import nodes  # ComfyUI's own, not the pack's
 import torch
 from comfy.model_patcher import ModelPatcher
 
@@ -107,14 +108,8 @@ def usual_negative(model: ModelPatcher, clip: Any) -> Conditioning:
 
 
 def zeroed(conditioning: Conditioning) -> Conditioning:
-    """As ConditioningZeroOut makes it."""
-    return [
-        [
-            torch.zeros_like(sequence),
-            {k: torch.zeros_like(v) if k == "pooled_output" and v is not None else v for k, v in o.items()},
-        ]
-        for sequence, o in conditioning
-    ]
+    """As ComfyUI's ConditioningZeroOut makes it."""
+    return nodes.ConditioningZeroOut().zero_out(conditioning)[0]
 
 
 def measure_own(
