@@ -16,9 +16,10 @@ from ..plots.figure import picture_of, preview_of
 from ..plots.fit_plot import fit_figure, loss_figure
 from ..training.fit import Check, FitSettings, fit
 from ..training.own_scale import fingerprint_text
+from ..training.pace import duration_in_words
 from .files import free_path, inside
 from .host import TRAINING_ALIASES, TRAINING_CATEGORY, where_known
-from .progress import duration_in_words, show_text
+from .progress import show_text
 from .scale import FOLDER, AnnealingScale
 from .training import AnnealingProfile
 

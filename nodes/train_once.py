@@ -19,10 +19,11 @@ from ..shapes.loader import ShapesConfig
 from ..training.fit import FitSettings, fit
 from ..training.once import EFFORTS, PROMPTS, Request, default_prompts, lines_of, measure_own, usual_size
 from ..training.own_scale import fingerprint_text, own_scale
+from ..training.pace import duration_in_words
 from .files import inside, numbered_files
 from .fitting import FitProgress, save_numbered, scales_prefix
 from .host import TRAINING_ALIASES, TRAINING_CATEGORY, where_known
-from .progress import Pace, duration_in_words, show_text
+from .progress import PictureProgress, show_text
 from .scale import AnnealingScale
 from .training import profiles_folder
 
@@ -128,7 +129,7 @@ class AnnealingTrainScale(io.ComfyNode):
                 f"Loaded {path.name}, trained on this model before. To train again, give another name or delete the file",
             )
         show_text("encoding the prompts, loading the model")
-        profile = measure_own(profiles, model, clip, request, Pace())
+        profile = measure_own(profiles, model, clip, request, PictureProgress())
         fitted = fit(
             profile,
             FIT,

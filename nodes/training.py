@@ -17,7 +17,7 @@ from ..training.shards import load_folder, measure_into
 from ..training.training_grid import PAPER, SCHEDULERS, training_grid
 from .files import inside
 from .host import TRAINING_ALIASES, TRAINING_CATEGORY, where_known
-from .progress import Pace, show_text
+from .progress import PictureProgress, show_text
 
 PROFILES = "annealing_profiles"  # in ComfyUI's output folder
 LARGEST_SCALE = 4.0
@@ -139,7 +139,7 @@ class AnnealingProfiler(io.ComfyNode):
             size = empty_latent(model, one["width"], one["height"])
             pictures = sampled_pictures(model, size, several["positive"], negative, sampling)
         show_text(f"{len(pictures)} pictures to measure")
-        profile = measure_into(folder, model, pictures, negative, settings, one["batch_size"], Pace())
+        profile = measure_into(folder, model, pictures, negative, settings, one["batch_size"], PictureProgress())
         show_text(_described(profile, folder))
         return io.NodeOutput(profile)
 

@@ -11,6 +11,7 @@ from ..models.scale_file import save_scale
 from ..models.scale_network import ScaleNetwork
 from .fit import Check, FitSettings, fit
 from .own_scale import fingerprint_text
+from .pace import Pace
 from .profile import Profile
 from .shards import MeasuredProfile
 
@@ -19,32 +20,20 @@ EVERY_S = 0.5
 
 
 class PictureLine:
-    """A progress callback (done, total): one line that tells the pictures a second of this run, and the time left."""
+    """A progress callback (done, total): one line with the pictures done, their pace and the time left."""
 
     def __init__(self, label: str):
         self.label = label
-        self.first: tuple[int, float] | None = None
-        self.told = -EVERY_S
+        self.pace = Pace()
+        self.printed = -EVERY_S
 
     def __call__(self, done: int, total: int) -> None:
         """Print the line, twice a second at most."""
-        now = time.monotonic()
-        if self.first is None:
-            self.first = done, now
-        if done < total and now - self.told < EVERY_S:
+        text = f"\r{self.label}: {self.pace.words(done, total)}"
+        if done < total and time.monotonic() - self.printed < EVERY_S:
             return
-        self.told = now
-        text = f"\r{self.label}: {done}/{total} pictures"
-        if done > self.first[0]:
-            pace = (done - self.first[0]) / max(now - self.first[1], 1e-6)
-            text += f", {pace:.2f} a second, {duration((total - done) / pace)} left"
+        self.printed = time.monotonic()
         print(f"{text:78}", end="\n" if done == total else "", flush=True)
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds: "1:02:03"."""
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
 def fit_and_save(profile: MeasuredProfile, settings: FitSettings, path: Path, **facts: str) -> ScaleNetwork:

@@ -330,26 +330,3 @@ def test_the_demos_pictures_go_into_cores_dataset_node():
     made = profiled(model, latents=latents, positive=conditioning, negative=[negative], batch_size=8)
     assert len(made.entries.picture.unique()) == 9 and made.kind == "velocity"
     assert made.settings.training_grid == pytest.approx([k / 28 for k in range(28, -1, -1)], abs=2e-3)
-
-
-# --- what is shown while it runs --------------------------------------------------------------------------------------
-
-
-def test_pace_and_time_left_count_from_the_first_picture_of_this_run(monkeypatch):
-    shown, clock = [], iter([0.0, 50.0, 52.0, 54.0])  # 50 s for loading the model and the first picture
-    monkeypatch.setattr(progress, "show_text", shown.append)
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    pace = progress.Pace()
-    for done in (100, 101, 105, 109):
-        pace(done, 149)
-    assert shown == [
-        "100 of 149 pictures",
-        "101 of 149 pictures",
-        "105 of 149 pictures, 2.0 pictures/s, 22 s left",
-        "109 of 149 pictures, 2.0 pictures/s, 20 s left",
-    ]
-
-
-@pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (125, "2 min 5 s"), (7260, "2 h 1 min")])
-def test_durations_in_words(seconds, words):
-    assert progress.duration_in_words(seconds) == words
