@@ -1,7 +1,7 @@
 """Between a ComfyUI model's coordinates and a scale network's: noise path, noise-to-signal ratio, gap.
 
-ComfyUI's samplers know a model only through its denoised prediction D(x, sigma). A network knows either the noise
-prediction of an epsilon model or the velocity of a flow model. What is converted, and what is refused:
+ComfyUI's samplers see a model only as its denoised prediction D(x, sigma). A scale network sees either the noise prediction of an
+epsilon model or the velocity of a flow model. What is converted, and what is refused:
 
   EPS, V_PREDICTION, EDM, X0, LCM   path "ve": x = x0 + sigma noise, where eps = (x - D)/sigma. With sigma_data other than 1
   V_PREDICTION_DDPM (newer hosts)   (EDM) nsr = sigma/sigma_data. Whatever the model itself predicts.
@@ -9,9 +9,8 @@ prediction of an epsilon model or the velocity of a flow model. What is converte
   COSMOS_RFLOW                      path "flow" too, but ComfyUI keeps x/(1-s): sigma = nsr, v = (x (1-s) - D)/s.
   IMG_TO_IMG, anything unknown      refused: no noise path on which null renoising is defined.
 
-An epsilon network with a flow model, or the reverse, is refused too. The gap itself could be converted, but the
-network's inputs would leave what it was trained on: an epsilon network ends at sigma 14.6 (s = 0.94), where a flow run
-has yet to begin.
+An epsilon network with a flow model, or the reverse, is refused too. The gap could be converted, but the network would see noise
+levels outside its training: an epsilon network ends at sigma 14.6 (s = 0.94), and a flow run begins above that.
 """
 
 from __future__ import annotations
@@ -97,7 +96,7 @@ def gap_norm(model_sampling: ModelSampling, cond: torch.Tensor, uncond: torch.Te
 
     cond, uncond: denoised predictions [B, ...] of any rank; sigma: [B], > 0.
     """
-    # In float32 whatever comes in: a half precision sum of squares overflows from a norm of 256.
+    # Always in float32: in half precision a sum of squares overflows from a norm of 256.
     difference = (cond.to(torch.float32) - uncond.to(torch.float32)).flatten(1)
-    # Not by vector_norm, which adds up one by one on the CPU: 1% off for a video's ten million values.
+    # Not vector_norm: on the CPU it adds up one by one, which is 1% off for a video's ten million values.
     return difference.square().sum(dim=1).sqrt() / gap_divisor(model_sampling, sigma)

@@ -1,11 +1,11 @@
-"""The way of one run from noise to picture: all that depends on the noise level alone, computed once and looked up by value.
+"""The course of one run from noise to picture: a table of all that depends on the noise level alone, computed once.
 
-What a call of the model needs to know of its level comes from two sides. The training: the network's timestep, how strong one
-training step is here, and how the gap answers. The run: which of the sampler's steps the call belongs to, how far that step
-goes down, and what the solver makes of what it is handed.
+It holds two kinds of facts about a noise level. From the training: the network's timestep, how strong one training step is here,
+and how the gap responds. From the run: which of the sampler's steps a call belongs to, how far that step goes down, and how the
+solver weighs its predictions.
 
-Looked up by the level that the model is told, never by counting calls: so it holds for solvers that call between scheduled
-levels, for wrappers that tell a somewhat different level, and for runs that go back to more noise.
+Calls are looked up by the level that the model gets, not counted. So the table also serves solvers that call between scheduled
+levels, wrappers that pass a slightly different level, and runs that go back to more noise.
 """
 
 from __future__ import annotations
@@ -22,21 +22,20 @@ from . import coordinates, history
 from .host_types import ModelSampling
 from .sampler_facts import SamplerFacts
 
-# The least a step may go down: a run of 1000 steps stays below this ratio, adaptive solvers and added noise may not.
+# Bounds how short a step may be. A run of 1000 steps stays below this ratio; adaptive solvers and added noise may not.
 LARGEST_RATIO = 0.999
-# Samplers reach scheduled levels through logarithms: a level within this relative distance is the same level.
+# Samplers compute levels through logarithms: a level within this relative distance is the same level.
 SAME_LEVEL = 1e-5
 # A call belongs to the step above it, unless it is nearer (in log sigma) than this share of the step to the level below.
 NEAR = 0.45
 # The assumed data: unit variance, and this share of it left once the caption is known.
 REMAINING_VARIANCE = 1 / 3
 LEAST_DIVISOR = 1e-6  # some samplers ask at level 0, where the gap is 0 too
-# Between timesteps that many points: the network's timestep is off by 1e-3 at most, and by nothing at scheduled levels.
+# Table points between two timesteps: the network's timestep is off by at most 1e-3, and exact at scheduled levels.
 POINTS_PER_TIMESTEP = 4
 
-# A row of the table: the cell's lower level; what is interpolated in the cell (timestep, gap divisor, gap response, k of a
-# training step that leaves noise, k of one that leads to the picture), its slopes; and of the step: k, gain, whether it is the
-# last, its number, weights.
+# A row of the table: the cell's lower level; five values to interpolate (timestep, gap divisor, gap response, k of a training
+# step that leaves noise, k of one that leads to the picture), their slopes; then the step's k, gain, is-last, number and weights.
 _VALUES, _SLOPES, _K, _GAIN, _IS_LAST, _STEP, _WEIGHTS = slice(1, 6), slice(6, 11), 11, 12, 13, 14, slice(15, None)
 _K_ONWARDS, _K_TO_PICTURE = [4, 9], [5, 10]  # value and slope
 
@@ -46,8 +45,8 @@ class Level(NamedTuple):
 
     sigma: ComfyUI's. timestep: the network's. divisor: of the gap, see coordinates.gap_divisor.
     training_k: k of one training step from here; k: of the sampler's own step, >= 1. See folding_factor.
-    response: by how much the gap shrinks, relative to it, when the guidance moves x by it.
-    gain: what the sampler must be handed of a displacement: 1 for an ordinary sampler, 1 / k for null renoising.
+    response: the share of the gap that is gone once guidance has moved x by the gap.
+    gain: the share of a displacement that the sampler must get: 1 for an ordinary sampler, 1 / k for null renoising.
     step: the number of the sampler's step, from 0.
     weights: [B, K], the solver's on this prediction and on the ones before it.
     """
@@ -85,7 +84,7 @@ def gap_response(nsr: torch.Tensor) -> torch.Tensor:
 
 
 class Course:
-    """One run's table. Building it reads the schedule's values; looking a call up makes nothing wait for the device."""
+    """One run's table. Building it reads the schedule's values; looking up a call does not wait for the device."""
 
     def __init__(
         self,
@@ -110,11 +109,11 @@ class Course:
         self.remembers = int((steps.weights[:, 1:] != 0).sum(1).max())
 
     def of_steps(self) -> Level:
-        """Of the first call of each of the sampler's steps, noise first: [N]."""
+        """For the first call of each of the sampler's steps, noise first: [N]."""
         return self._level(self._first_levels)
 
     def at(self, sigma: torch.Tensor) -> Level:
-        """Of a call at sigma [B], float32. Calls are told in their order: which step one belongs to may hang on those before."""
+        """For a call at sigma [B], float32. Ask once per call, in order: a call's step may depend on the calls before it."""
         level = self._level(sigma, self._tracker.start_of_step(sigma) if self._tracker else None)
         return level._replace(gain=level.gain * self._pauses.moves(sigma)) if self._pauses else level
 
@@ -145,8 +144,8 @@ class StepTracker:
     def start_of_step(self, sigma: torch.Tensor) -> torch.Tensor:
         """The level [B] at which the step began that a call at sigma [B] belongs to.
 
-        A step begins after as many calls as the solver makes in one; where the level rises; and at a second call in a row at
-        one level that isn't the step's first (solvers with fewer calls in their last steps).
+        A step begins after as many calls as the solver makes in one, or where the level rises. It also begins at a second call in
+        a row at a level that isn't the step's first: some solvers make fewer calls in their last steps.
         """
         if self._state is None:
             self._state = sigma, sigma, torch.ones_like(sigma)
@@ -160,14 +159,14 @@ class StepTracker:
 
 
 class _Pauses:
-    """Levels that come twice in a row, where schedules were joined: the sampler's step between them has no size."""
+    """Levels that come twice in a row, where schedules were joined: the sampler's step between them is empty."""
 
     def __init__(self, levels: Sequence[float], device: torch.device):
         self._levels = torch.tensor(levels, dtype=torch.float32, device=device)
         self._state: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def moves(self, sigma: torch.Tensor) -> torch.Tensor:
-        """0 for a call whose step has no size, else 1: [B]."""
+        """0 for a call whose step is empty, else 1: [B]."""
         self._levels = self._levels.to(sigma.device)
         repeats = (self._levels[None] / sigma[:, None] - 1).abs().lt(SAME_LEVEL).sum(1)
         last, calls = self._state if self._state is not None else (torch.zeros_like(sigma), torch.zeros_like(repeats))
@@ -177,11 +176,11 @@ class _Pauses:
 
 
 class _Steps:
-    """The sampler's own steps, noise first, in float64: k, gain, weights of each, and where on the way each one ends."""
+    """The sampler's own steps, noise first, in float64: k, gain and weights of each, and where each one ends."""
 
     def __init__(self, model_sampling: ModelSampling, facts: SamplerFacts, sigmas: torch.Tensor, renoised: float):
         given = sigmas.detach().to("cpu", torch.float64).flatten()
-        # In falling order, each level once: a run may go back to more noise, or pause.
+        # In falling order, each level once, because a run may go back to more noise, or pause.
         levels = facts.levels(given.unique().flip(0)) if len(given) > 1 else given
         if len(levels) < 2:
             levels = torch.tensor([float(given[0]) if len(given) else 1.0, 0.0], dtype=torch.float64)
@@ -206,7 +205,7 @@ class _Steps:
             snr_levels[0] = float(model_sampling.percent_to_sigma(1e-4))
         log_snr = -coordinates.nsr_of_sigma(model_sampling, snr_levels).log()
         options = {**facts.options, "tau": partial(facts.tau, model_sampling)}
-        # CFG++ samplers extrapolate the unconditional prediction as their ordinary counterparts do all of it.
+        # CFG++ samplers extrapolate the unconditional prediction as their ordinary counterparts extrapolate the whole one.
         name = facts.name.removesuffix("_cfg_pp") if facts.is_in_ve_form else facts.name
         rows = history.weights_of(name, levels.tolist(), log_snr.tolist(), options)
         table = torch.zeros(len(rows), history.MOST, dtype=torch.float64)
@@ -215,10 +214,10 @@ class _Steps:
         return table
 
     def _gain(self, facts: SamplerFacts, renoised: float) -> torch.Tensor:
-        """v / f: what a sampler that renoises with the unconditional prediction is handed of a displacement f, [N].
+        """v / f, where v is what a sampler that renoises with the unconditional prediction gets for a displacement f: [N].
 
-        An ordinary first-order step moves x/alpha by (1 - r) f, r = 1 - 1/k. A null-renoised one moves it by v, with the share m
-        of the unconditional prediction by (1 - (1 - m) r) v. A few of ComfyUI's move it by another multiple.
+        An ordinary first-order step moves x/alpha by (1 - r) f, with r = 1 - 1/k. A null-renoised step moves it by v, or by
+        (1 - (1 - m) r) v with the share m of the unconditional prediction. A few of ComfyUI's use another multiple.
         """
         if not renoised:
             return torch.ones_like(self.k)
@@ -229,7 +228,7 @@ class _Steps:
         return 1.0 / (self.k * (1.0 - (1.0 - renoised) * (1.0 - 1.0 / self.k)))
 
     def upper_ends(self) -> torch.Tensor:
-        """Up to which level a call belongs to each step, falling: [N], the first one's is infinite."""
+        """The level up to which a call belongs to each step, falling: [N]; the first is infinite."""
         start, following = self.levels[:-1], self.levels[1:]
         ends = torch.exp(start[:-1].log() * NEAR + following[:-1].log() * (1 - NEAR))
         return torch.cat([torch.tensor([torch.inf], dtype=torch.float64), ends])
@@ -254,7 +253,7 @@ def _cells(model_sampling: ModelSampling, info: ScaleInfo, steps: _Steps) -> tor
 
 
 def _levels_of_table(model_sampling: ModelSampling, info: ScaleInfo, steps: _Steps) -> torch.Tensor:
-    """ComfyUI's sigmas of the cells, rising from 0: every level where something turns, and enough between them."""
+    """ComfyUI's sigmas of the cells, rising from 0: every level where a value bends or jumps, and enough between them."""
     path = coordinates.path_of(model_sampling)
     count = schedule.TIMESTEPS * POINTS_PER_TIMESTEP
     if path == "ve":
@@ -267,6 +266,6 @@ def _levels_of_table(model_sampling: ModelSampling, info: ScaleInfo, steps: _Ste
         grid = torch.tensor(info.training_grid[:-1], dtype=torch.float64)
         nsr = torch.cat([nsr, grid if path == "ve" else schedule.nsr_of_share(grid)])
     sigma = torch.cat([coordinates.sigma_of_nsr(model_sampling, nsr).double(), steps.levels, steps.upper_ends()[1:]])
-    # As the device will compare them.
+    # Unique in float32, in which the device compares them.
     sigma = torch.cat([torch.zeros(1, dtype=torch.float64), sigma]).float().unique()
     return sigma[sigma.isfinite()].double()

@@ -6,20 +6,20 @@ import torch
 
 from .host_types import PreparedConditioning
 
-# What can leave a conditioning without effect at a step, or at a place: outside its range, its area or its mask, no strength.
+# Options that can switch a conditioning off: at some steps (a range), at some places (area, mask), or everywhere (strength 0).
 _LIMITS = ("timestep_start", "timestep_end", "area", "mask", "strength")
 
 
 def may_cover_nothing(conds: PreparedConditioning) -> bool:
-    """Whether each of these prepared conditionings has something that can leave it out."""
+    """Whether each of these prepared conditionings has an option that can switch it off."""
     return all(any(limit in cond for limit in _LIMITS) for cond in conds)
 
 
 def covers_nothing(conds: PreparedConditioning, prediction: torch.Tensor) -> torch.Tensor:
     """Where these prepared conditionings give no prediction: [B, 1, ...], bool, found without waiting for the device.
 
-    Zeros alone are no proof: the best prediction at pure noise is the data's mean, which may be zero. So they count only
-    where every conditioning has something that could have left it out, and only where all channels are zero.
+    Zeros alone prove nothing: the best prediction at pure noise is the data's mean, which may be zero. So they count only
+    where every conditioning can be switched off, and only where all channels are zero.
     """
     if may_cover_nothing(conds):
         return (prediction == 0).all(dim=1, keepdim=True)

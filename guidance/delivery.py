@@ -12,15 +12,15 @@ class Delivery:
     """Fits guided predictions to a run's sampler. Remembers what a multistep solver remembers; never waits for the device."""
 
     def __init__(self, renoises: bool, remembers: int):
-        """renoises: with the unconditional prediction. remembers: from how many earlier calls the sampler extrapolates."""
+        """renoises: whether the sampler renoises with the unconditional prediction. remembers: how many earlier calls it uses."""
         self._renoises, self._remembers = renoises, remembers
         self._earlier: list[tuple[torch.Tensor, torch.Tensor]] = []  # step and displacement of each call, newest first
 
     def __call__(self, level: Level, cond: torch.Tensor, uncond: torch.Tensor, guided: torch.Tensor) -> torch.Tensor:
         """The denoised prediction for the sampler, shaped as all three [B, ...]; uncond: what the sampler takes for D_u.
 
-        What guidance adds to the conditional prediction moves x as in a first-order step; that prediction itself keeps the
-        solver's full order. So CFG 1 is sampling with the positive alone, whatever the solver.
+        The conditional prediction keeps the solver's full order, and what guidance adds to it moves x as in a first-order step.
+        So CFG 1 is sampling with the positive alone, with every solver.
         """
         if self._renoises:
             if self._remembers:
@@ -29,7 +29,7 @@ class Delivery:
         return cond + self._without_extrapolation(level, guided - cond) if self._remembers else guided
 
     def _without_extrapolation(self, level: Level, displacement: torch.Tensor) -> torch.Tensor:
-        """v with b_0 v_i + sum_j b_j v_{i-j} = f: the solver's weights taken out exactly, value by value (history.py)."""
+        """v with b_0 v_i + sum_j b_j v_{i-j} = f: the exact inverse of the solver's weights, value by value (history.py)."""
         handed = self._with_earlier(level, displacement, -1.0) / _weight(level, 0, displacement)
         self._remember(level, handed)
         return handed
@@ -41,7 +41,7 @@ class Delivery:
         return extrapolated - gap
 
     def _with_earlier(self, level: Level, displacement: torch.Tensor, sign: float) -> torch.Tensor:
-        """displacement + sign sum_j b_j (those before). What came before a step back to more noise counts no longer."""
+        """displacement + sign sum_j b_j (those before). A step back to more noise discards what came before it."""
         for j, (step, earlier) in enumerate(self._earlier, 1):
             counts = per_sample((step < level.step).to(earlier.dtype), earlier)
             displacement = torch.addcmul(displacement, counts * _weight(level, j, earlier), earlier, value=sign)

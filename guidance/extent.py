@@ -1,16 +1,15 @@
 """Over which values of a latent the gap is measured.
 
-A scale was trained on whole latents of one size and kind. Where only a part of the latent is of that kind or can change at all,
-the gap is measured there, and brought to the norm that a whole latent would have with the same gap per value:
+A scale is trained on whole latents of one size and kind. If only a part of a latent is of that kind, or can change at all, the
+gap is measured there. Its norm is then scaled to that of a whole latent with the same gap per value:
 
-    packed latents   video with sound and the like, packed by ComfyUI into [B, 1, N]: the first part, which is the picture's.
-                     Its scale guides the other parts too: they are sampled together with it, and no scale was trained on
-                     their latents.
-    inpainting       where the mask lets the latent change, weighted by the mask. Of a packed latent the first part that
-                     changes, so sound made for a given video goes by the sound's gap. A mask that lets nothing change
-                     counts as none. DifferentialDiffusion's mask changes at every step; that of the step is used.
-    frames           AnimateDiff, SVD and the like put a video's frames on the batch axis. They get one scale, from the root
-                     mean square of their norms: a scale of each frame's own would make the video flicker.
+    packed latents   ComfyUI packs video with sound and the like into [B, 1, N]. The first part, the picture's, is measured. Its
+                     scale guides the other parts too: no scale was trained on their latents.
+    inpainting       The part that the mask lets change is measured, weighted by the mask. In a packed latent it is the first
+                     part that changes: sound made for a given video follows the sound's gap. A mask that lets nothing change
+                     is ignored. Where the mask changes at every step (DifferentialDiffusion), the step's own is used.
+    frames           AnimateDiff, SVD and the like put a video's frames on the batch axis. They share one scale, from the root
+                     mean square of their norms: with a scale of its own for each frame the video would flicker.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class GapExtent:
     """Where the gap of one sampling run is measured. Reads no tensor's value, so it never waits for the device."""
 
     def __init__(self, latent_shapes: Sequence[Sequence[int]] = (), frames_on_batch: bool = False):
-        """latent_shapes: of each part [B, ...], as ComfyUI's guiders are told them. frames_on_batch: the batch is one video."""
+        """latent_shapes: of each part [B, ...], as ComfyUI's guiders get them. frames_on_batch: the batch is one video."""
         self._parts = [math.prod(shape[1:]) for shape in latent_shapes]
         self._frames_on_batch = frames_on_batch
         self._mask: torch.Tensor | None = None
@@ -40,8 +39,8 @@ class GapExtent:
     def follow_mask(self, model_options: Options) -> None:
         """Learn from ComfyUI which mask each model call is masked with.
 
-        model_options: the run's own. Its denoise_mask_function is asked for every call of a run that has a mask, right
-        before the prediction; what was there already (DifferentialDiffusion) is called as before.
+        model_options: the run's own. ComfyUI calls its denoise_mask_function right before each prediction of a run with a mask.
+        A function that is already there (DifferentialDiffusion's) is still called.
         """
         given = model_options.get("denoise_mask_function")
 
@@ -56,11 +55,10 @@ class GapExtent:
     def gap_norm(self, cond: torch.Tensor, uncond: torch.Tensor, reference_numel: int | None) -> torch.Tensor:
         """L2 norm of the difference of two denoised predictions [B, ...], over the values that count: [B], float32.
 
-        It is the norm that a latent of `reference_numel` values would have, for a norm grows with the square root of their
-        number. None: that of the latent itself (of packed ones, of the first part).
+        A norm grows with the square root of the number of values, so it is scaled to a latent of `reference_numel` values. None:
+        not scaled; for packed latents, the first part's number counts.
         """
-        # In float32 whatever comes in: a half precision sum of squares overflows from a norm of 256. Not by vector_norm, which
-        # adds up one by one on the CPU: 1% off for a video's ten million values.
+        # As in coordinates.gap_norm: always in float32, and not by vector_norm.
         mean = self._weighed((cond.to(torch.float32) - uncond.to(torch.float32)).square()).mean(dim=1)
         if self._frames_on_batch:
             mean = mean.mean().expand_as(mean)
@@ -72,7 +70,7 @@ class GapExtent:
         return product.mean().expand_as(product) if self._frames_on_batch else product
 
     def _weighed(self, values: torch.Tensor) -> torch.Tensor:
-        """[B, ...] to [B, N]: as they are where all count, so that nothing is multiplied in vain."""
+        """[B, ...] to [B, N]: weighted, or as they are where all count equally."""
         if self._weight is None and (self._is_packed or self._mask is not None):
             self._weight = self._weight_of(values)
         return values.flatten(1) if self._weight is None else values.flatten(1) * self._weight

@@ -1,4 +1,4 @@
-"""Which model this is: its name for people, the scale of its family, and what users should know about a scale on it."""
+"""Which model this is: its name for people, the scale of its family, and what users should know about a scale on this model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..models.scale_model import ScaleInfo
 from . import coordinates
 from .host_types import ModelSampling
 
-# ComfyUI's configuration classes whose names are not those that people know. Any other name is split into its words.
+# ComfyUI's configuration classes whose names differ from those that people know. Other names are split into words.
 _NAMES = {
     "SD15": "Stable Diffusion 1.5",
     "SD15_instructpix2pix": "Stable Diffusion 1.5 InstructPix2Pix",
@@ -85,11 +85,11 @@ _MOST_NOISE_OF_SDXL = 15.0
 
 
 def model_name(model_patcher: ModelPatcher) -> str:
-    """What people call this model, as far as ComfyUI tells one from another: "SDXL", "Stable Diffusion 1.5 inpainting"."""
+    """What people call this model, as far as ComfyUI can distinguish models: "SDXL", "Stable Diffusion 1.5 inpainting"."""
     model, sampling = model_patcher.model, model_patcher.get_model_object("model_sampling")
     name = type(model.model_config).__name__
     if name == "SDXL" and isinstance(sampling, comfy.model_sampling.ModelSamplingContinuousEDM):
-        if isinstance(sampling, comfy.model_sampling.EDM):  # first: it is a kind of v-prediction
+        if isinstance(sampling, comfy.model_sampling.EDM):  # first, as it is a subclass of V_PREDICTION
             return "Playground 2.5"
         if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
             return "CosXL"
@@ -100,20 +100,20 @@ def model_name(model_patcher: ModelPatcher) -> str:
 class NoScaleError(AnnealingError):
     """No scale belongs to the model's family."""
 
-    __module__ = AnnealingError.__module__  # ComfyUI shows the type to the user
+    __module__ = AnnealingError.__module__  # ComfyUI shows the user the type with its module
 
 
 def default_scale_name(model_patcher: ModelPatcher) -> str:
     """The name of the family's own scale, as the loader lists it.
 
-    A model configuration may name one itself in `annealing_scale` (the bundled Shapes models do). SDXL base and what was
-    made from it have the authors' network. AnnealingError for every other model, saying what to do.
+    A model configuration may name its own in `annealing_scale`, as the bundled Shapes models do. SDXL base and models made from
+    it get the authors' network. NoScaleError for every other model, saying what to do.
     """
     model = model_patcher.model
-    # Not by getattr: ComfyUI's configurations answer every unknown name, with a warning in the log.
+    # Not getattr: ComfyUI's configurations answer every unknown name and log a warning.
     if own := vars(model.model_config).get("annealing_scale"):
         return own
-    # By the patcher, so that an SDXL turned into a flow model by a ModelSampling node isn't taken for one of epsilon kind.
+    # From the patcher: a ModelSampling node may have turned an SDXL into a flow model.
     sampling = model_patcher.get_model_object("model_sampling")
     path = coordinates.path_of(sampling)
     if not isinstance(model, comfy.model_base.SDXL):
@@ -136,8 +136,8 @@ def default_scale_name(model_patcher: ModelPatcher) -> str:
 def remarks(model_patcher: ModelPatcher, info: ScaleInfo) -> list[str]:
     """What the user should know about this scale on this model, a sentence or two each; [] where all is as in training.
 
-    Told from what ComfyUI knows of a model: a fine-tune of the same architecture and sampling can't be told from its base,
-    nor turbo and lightning models from theirs.
+    Judged by what ComfyUI knows of a model. A fine-tune with the same architecture and sampling looks like its base model, and so
+    do turbo and lightning models.
     """
     sampling = model_patcher.get_model_object("model_sampling")
     found = []
@@ -155,7 +155,7 @@ def remarks(model_patcher: ModelPatcher, info: ScaleInfo) -> list[str]:
 
 
 def _unlike_sdxl_base(model_patcher: ModelPatcher, sampling: ModelSampling) -> str:
-    """What the model is, with what sets it apart from SDXL base; empty where nothing does."""
+    """What the model is and how it differs from SDXL base; empty where it does not."""
     apart = []
     if isinstance(sampling, comfy.model_sampling.V_PREDICTION) and not isinstance(sampling, comfy.model_sampling.EDM):
         apart.append("v-prediction")
@@ -170,7 +170,7 @@ def _unlike_sdxl_base(model_patcher: ModelPatcher, sampling: ModelSampling) -> s
 
 
 def _spent_guidance(model_patcher: ModelPatcher, sampling: ModelSampling) -> str:
-    """The beginning of a sentence about a model that has its guidance distilled into it; empty for any other."""
+    """The beginning of a sentence about a model with its guidance distilled into it; empty for any other."""
     config = model_patcher.model.model_config
     if _is_lcm(sampling):
         return "This model is sampled as LCM, with its guidance distilled into it"
@@ -181,5 +181,5 @@ def _spent_guidance(model_patcher: ModelPatcher, sampling: ModelSampling) -> str
 
 
 def _is_lcm(sampling: ModelSampling) -> bool:
-    """By name: the class is one of ComfyUI's nodes, and other packs bring copies of it."""
+    """By the name of the class: it is defined in ComfyUI's nodes, and other packs have copies of it."""
     return any(base.__name__ == "ModelSamplingDiscreteDistilled" for base in type(sampling).__mro__)

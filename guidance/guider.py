@@ -23,7 +23,7 @@ NO_NEGATIVE_GIVEN = (
 
 
 class AnnealingCFGGuider(comfy.samplers.CFGGuider):
-    """A guider whose scale a scale model chooses at every call. Conditions, hooks, areas and inpainting stay ComfyUI's own.
+    """A guider with a scale model that chooses the scale at every call. Conditions, hooks, areas and inpainting stay ComfyUI's.
 
     trace: filled during every run. live: the chart that follows every run, if any.
     """

@@ -1,16 +1,16 @@
-"""What solvers make of earlier predictions, step by step: the weights that a guided displacement must be divided by.
+"""How solvers weigh earlier predictions, step by step. guidance/delivery.py inverts these weights for a guided displacement.
 
-A multistep solver steps with b_0 D_i + b_1 D_{i-1} + ... in the place of D_i, the b_j adding up to 1. So it extrapolates the
-guidance too; strong guidance uses the gap up within a few steps, and the line through two calls says nothing about the next.
-The step is to be that of the displacement f = guided - D_c alone, while D_c keeps the solver's full order. The solver is
-therefore handed D_c + v with
+A multistep solver steps with b_0 D_i + b_1 D_{i-1} + ... in place of D_i, where the b_j add up to 1. So it extrapolates the
+guidance too. But strong guidance uses up the gap within a few steps, so that a line through two calls does not predict the next.
+The guided displacement f = guided - D_c shall therefore count in its own step alone, while D_c keeps the solver's full order. So
+the solver gets D_c + v with
 
-    b_0 v_i + sum_j b_j v_{i-j} = f        (exact, value by value; guidance/delivery.py)
+    b_0 v_i + sum_j b_j v_{i-j} = f        (exact, value by value)
 
 Solvers that extrapolate the slope (x - D)/sigma have b_j = beta_j sigma_i / sigma_{i-j}, with the beta_j adding up to 1.
 
 Each function here gives one step's weights, newest first. `levels`: the sampler's own, falling; i: the step from levels[i] to
-levels[i + 1] > 0. From the solvers' papers and ComfyUI's k_diffusion/sampling.py, whose variants they follow to the letter.
+levels[i + 1] > 0. The formulae are those of the solvers' papers, in the variants of ComfyUI's k_diffusion/sampling.py.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from .host_types import Options
 from .sampler_facts import er_sde_noise
 
 Weights = list[float]
-UNIPC_END = 0.001  # to which ComfyUI's UniPC steps in the place of 0
-MOST = 4  # earlier predictions that count, with the newest
+UNIPC_END = 0.001  # ComfyUI's UniPC steps to this level instead of 0
+MOST = 4  # predictions that count, the newest included
 
 
 def weights_of(name: str, levels: list[float], log_snr: list[float], options: Options) -> list[Weights]:
-    """The weights of every step of a run: [1.0] for a step that goes by its own prediction alone.
+    """The weights of every step of a run: [1.0] for a step that uses its own prediction alone.
 
-    levels: ComfyUI's sigmas, log_snr: -log nsr of each, both [N + 1]; options: the sampler's, and as "tau" SA-Solver's share of
+    levels: ComfyUI's sigmas; log_snr: -log nsr of each; both [N + 1]. options: the sampler's, and "tau", SA-Solver's share of
     fresh noise as a function of the level that a step leads to.
     """
     steps = len(levels) - 1
@@ -43,7 +43,7 @@ def weights_of(name: str, levels: list[float], log_snr: list[float], options: Op
     if name.startswith("unipc") and levels[-1] <= 0:
         levels = [*levels[:-1], UNIPC_END]
     weigh = _WEIGHTS[name](levels, log_snr, options)
-    last = steps - 1 if levels[-1] <= 0 else steps  # every solver's step to the picture is the prediction itself
+    last = steps - 1 if levels[-1] <= 0 else steps  # every solver's step to the picture uses the prediction alone
     return [_checked(weigh, i) if i < last and levels[i] > levels[i + 1] else [1.0] for i in range(steps)]
 
 
@@ -51,7 +51,7 @@ Weigher = Callable[[int], Weights]
 
 
 def _checked(weigh: Weigher, i: int) -> Weights:
-    """Beside a step of no size a solver's own weights are infinite; there guidance leaves them alone."""
+    """Next to an empty step the solver's own weights are infinite: [1.0] there."""
     try:
         with np.errstate(all="ignore"):
             weights = weigh(i)
@@ -112,7 +112,7 @@ def _res_multistep(levels: list[float], log_snr: list[float], options: Options) 
 
     def ratio(i: int) -> float:
         h = math.log(levels[i] / down(i))
-        # ComfyUI's c_2 goes by the level before noise was added, of the last step but one.
+        # ComfyUI's c_2 uses the level before noise was added in the last step but one.
         c_2 = math.log(down(i - 1) / levels[i - 1]) / h
         taken = -math.expm1(-h)
         return -(1 - taken / h) / c_2 / taken
@@ -245,9 +245,9 @@ def _unipc(variant: str) -> Callable[[list[float], list[float], Options], Weighe
 
 
 def _unipc_step(t: list[float], i: int, order: int, variant: str) -> tuple[np.ndarray, np.ndarray]:
-    """Of the step from i to i + 1: the predictor's weights on D_i, D_{i-1} .., and the corrector's on D_{i+1}, D_i ..
+    """For the step from i to i + 1: the predictor's weights on D_i, D_{i-1} .., and the corrector's on D_{i+1}, D_i ..
 
-    Both in units of what the step takes from its predictions, so that they add up to 1.
+    Both relative to the predictions' total weight in the step, so that they add up to 1.
     """
     h = t[i + 1] - t[i]
     taken = -math.expm1(-h)
@@ -270,7 +270,7 @@ def _unipc_step(t: list[float], i: int, order: int, variant: str) -> tuple[np.nd
 
 
 def _sa_solver(levels: list[float], log_snr: list[float], options: Options) -> Weigher:
-    """SA-Solver, arXiv 2309.05019: as UniPC a corrector of the step before, then a predictor; ComfyUI's own coefficients."""
+    """SA-Solver, arXiv 2309.05019: like UniPC a corrector of the step before, then a predictor; with ComfyUI's coefficients."""
     steps, tau = len(levels) - 1, options["tau"]
     predictor, corrector = int(options.get("predictor_order", 3)), int(options.get("corrector_order", 4))
     simple = bool(options.get("simple_order_2", False))
@@ -278,11 +278,11 @@ def _sa_solver(levels: list[float], log_snr: list[float], options: Options) -> W
     ends = levels[-1] == 0
 
     def taken(i: int) -> float:
-        """What the step from i to i + 1 takes from its predictions."""
+        """The predictions' total weight in the step from i to i + 1."""
         return -math.expm1((log_snr[i] - log_snr[i + 1]) * (1 + tau(levels[i + 1]) ** 2))
 
     def weights(i: int, newest: int, order: int) -> np.ndarray:
-        """Of the step from i to i + 1, on D_newest, D_{newest-1} ..; they add up to 1."""
+        """For the step from i to i + 1, on D_newest, D_{newest-1} ..; they add up to 1."""
         target = torch.tensor(math.exp(-log_snr[i + 1]), dtype=torch.float64)
         known = lambdas[newest - order + 1 : newest + 1]
         coefficients = comfy.k_diffusion.sa_solver.compute_stochastic_adams_b_coeffs(

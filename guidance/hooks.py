@@ -1,4 +1,4 @@
-"""Other packs' hooks in the guided step: each gets its own copy of the scale, and the one that fails is named."""
+"""Other packs' hooks in the guided step: each gets its own copy of the scale, and an error names the hook that failed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .host_types import Options
 
 Hook = Callable[[Options], Any]
 PRE_CFG, CFG, POST_CFG = "sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cfg_function"
-# What hooks raise that need one number, or another shape.
+# What a hook raises that needs a single number, or another shape.
 _FAILURES = (TypeError, ValueError, RuntimeError, AttributeError)
 
 
 def for_hooks(scale: torch.Tensor, latent: torch.Tensor, is_one_for_all: bool) -> torch.Tensor:
-    """The scale [B] as hooks are told it: without a dimension where one serves all samples, else [B, 1, ...].
+    """The scale [B] as hooks get it: without a dimension where one serves all samples, else [B, 1, ...].
 
     A tensor of one number works wherever a number does.
     """
@@ -27,7 +27,7 @@ def for_hooks(scale: torch.Tensor, latent: torch.Tensor, is_one_for_all: bool) -
 
 
 def guarded_options(model_options: Options, is_one_for_all: bool) -> Options:
-    """Model options for comfy.samplers.cfg_function, in which each hook of the given ones is guarded."""
+    """Model options for comfy.samplers.cfg_function, with each hook guarded."""
     if CFG not in model_options and not model_options.get(POST_CFG):
         return model_options
     options = {**model_options, POST_CFG: [guarded(h, model_options, is_one_for_all) for h in model_options.get(POST_CFG, [])]}
@@ -37,7 +37,7 @@ def guarded_options(model_options: Options, is_one_for_all: bool) -> Options:
 
 
 def guarded(hook: Hook, model_options: Options, is_one_for_all: bool) -> Hook:
-    """The hook, called with a scale of its own and with the model's own options.
+    """The hook, called with its own copy of the scale and with the original model options.
 
     AnnealingError where it cannot use one scale per sample. Errors that have nothing to do with that pass through.
     """

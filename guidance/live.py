@@ -1,4 +1,4 @@
-"""The live chart's values: what a run used, sent to the interface while it samples, without waiting for the device."""
+"""The live chart's values: what a run uses, sent to the interface while it samples, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST_SAMPLES = 16  # more lines than a chart can show
 
 
 class _Copy(NamedTuple):
-    """Values [4, B] on their way to the host; done: None where they were there at once."""
+    """Values [4, B] on their way to the host. done: None for values that were on the CPU already."""
 
     values: torch.Tensor
     done: torch.Event | None
@@ -27,11 +27,9 @@ class _Copy(NamedTuple):
 class LiveChart:
     """Sends the calls of a run to the chart of the node that made the guider: at most 10 messages a second, a step late or more.
 
-    A message: node, run (1 for the first), steps (of the schedule), folded, lambdas (one per sample, or one for all), first
-    (index of its first call), and calls: sigma, and per sample gap_norm, scale and cfg_scale. NaN and infinity are None, which
-    JSON has no numbers for.
-
-    Each message comes with a line of text, for clients that don't draw the chart.
+    A message holds node, run (1 for the first), steps (of the schedule), folded, lambdas (one per sample, or one for all), first
+    (the index of its first call), and calls: sigma, and per sample gap_norm, scale and cfg_scale. NaN and infinity become None,
+    as JSON lacks them. A line of text under the node says the same to clients that don't draw the chart.
 
     node: the node's execution id. send: takes an event's name and its data. say: shows a text under the node.
     """
@@ -43,19 +41,19 @@ class LiveChart:
         self._copies: deque[_Copy] = deque()
 
     def begin(self, run_id: int, steps: int, folded: bool, lambdas: list[float]) -> None:
-        """Forget what is left of the run before."""
+        """A new run: forget what is left of the one before."""
         self._head = {"node": self.node, "run": run_id, "steps": steps, "folded": folded, "lambdas": lambdas[:MOST_SAMPLES]}
         self._sent, self._last_time = 0, -math.inf
         self._copies = deque()
 
     def record(self, call: GuidedCall) -> None:
-        """Start copying a call's values; send those that have arrived, unless something was sent just now."""
+        """Start copying a call's values, and send those that have arrived, unless a message was sent just now."""
         self._copies.append(_copy_of(torch.stack([call.sigma, call.gap_norm, call.scale, call.cfg_scale])[:, :MOST_SAMPLES]))
         if time.monotonic() - self._last_time >= SECONDS_BETWEEN_MESSAGES:
             self._send_calls(self._arrived())
 
     def finish(self, summary: str) -> None:
-        """Send the rest, and say what the run came to. Waits for the device: the run is over."""
+        """Send the rest, and show the summary. This waits for the device, as the run is over."""
         for copy in self._copies:
             if copy.done is not None:
                 copy.done.synchronize()
@@ -64,7 +62,7 @@ class LiveChart:
             self._say(summary)
 
     def _arrived(self) -> list[torch.Tensor]:
-        """The calls that are on the host by now, up to the first that is still under way."""
+        """The values whose copies have finished, oldest first, up to the first copy that has not."""
         values = []
         while self._copies and (self._copies[0].done is None or self._copies[0].done.query()):
             values.append(self._copies.popleft().values)
@@ -81,7 +79,7 @@ class LiveChart:
 
 
 def can_follow(device: torch.device) -> bool:
-    """Whether a device can tell when a copy has arrived. One that can't (DirectML) has no live chart."""
+    """Whether a device reports when a copy has finished. One that doesn't (DirectML) has no live chart."""
     if device.type == "cpu":
         return True
     try:

@@ -1,4 +1,4 @@
-"""Null renoising: the step that the learned scale was made for.
+"""The Annealing Sampler's null renoising: the step that the learned scale was made for.
 
 Algorithm 4 of "Navigating with Annealing Guidance Scale in Diffusion Space" (arXiv 2506.24108); the step is that of
 CFG++ (arXiv 2406.08070). Written for x = alpha x0 + sigma eps, where alpha is 1 in ComfyUI's VE form and 1 - s for flow.
@@ -22,7 +22,7 @@ from .host_types import Options
 
 
 class UnconditionalPrediction:
-    """A post-CFG hook that keeps the unconditional denoised prediction of the latest call, as ComfyUI's CFG++ samplers do."""
+    """A post-CFG hook that keeps the unconditional prediction of the latest call, as ComfyUI's CFG++ samplers do."""
 
     def __init__(self) -> None:
         self.denoised: torch.Tensor | None = None
@@ -37,7 +37,7 @@ class UnconditionalPrediction:
         uncond: torch.Tensor = args["uncond_denoised"]
         guided: torch.Tensor = args["denoised"]
         if may_cover_nothing(args["uncond"]):
-            # Under a guider that lets zeros through, renoising with them would break the picture.
+            # A guider may let zeros through, and renoising with zeros would break the picture.
             uncond = torch.where(covers_nothing(args["uncond"], uncond), guided, uncond)
         self.denoised = uncond
         return guided
@@ -62,7 +62,7 @@ def sample_null_renoising(
     """
     model_sampling = model.inner_model.model_patcher.get_model_object("model_sampling")
     is_flow = isinstance(model_sampling, comfy.model_sampling.CONST)
-    noise_scale = getattr(model_sampling, "noise_scale", 1.0)  # some hosts: flow models whose noise isn't of unit variance
+    noise_scale = getattr(model_sampling, "noise_scale", 1.0)  # newer hosts: flow models whose noise isn't of unit variance
 
     extra_args = {} if extra_args is None else extra_args
     noise_sampler = default_noise_sampler(x, seed=extra_args.get("seed")) if noise_sampler is None else noise_sampler
@@ -86,11 +86,11 @@ def sample_null_renoising(
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
 
-        # The noise in x, by the unconditional and by the guided prediction
+        # The noise in x, by a mix of the unconditional and the guided prediction.
         renoise_with = torch.lerp(denoised, unconditional.denoised, renoise_mix)
         eps = (x - alpha * renoise_with) / sigma
         if eta > 0:
-            # DDIM (arXiv 2010.02502, eq. 16) in noise-to-signal ratios: std = eta sqrt(1 - r^2) of the next level
+            # DDIM (arXiv 2010.02502, eq. 16) in noise-to-signal ratios: std = eta sqrt(1 - r^2) of the next level.
             ratio = (sigma_next / alpha_next) / (sigma / alpha)
             fresh = eta * (1 - ratio**2).clamp(min=0).sqrt()
             eps = (1 - fresh**2).sqrt() * eps + fresh * noise_scale * noise_sampler(sigma, sigma_next)

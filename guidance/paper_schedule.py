@@ -13,9 +13,9 @@ def sigmas(model_sampling: ModelSampling, steps: int) -> torch.Tensor:
     """Descending sigmas of a whole run and a final 0: [steps + 1], float32, on the CPU.
 
     Epsilon models: leading spacing with offset 0 (980, 960, ..., 0 for 50 steps of 1000 timesteps). A model with more noise than
-    the paper's schedule knows (zero terminal SNR: 4518, where timestep 980 has 53) begins with its own largest sigma.
+    the paper's schedule begins with its own largest sigma (zero terminal SNR: 4518, where timestep 980 has 53).
     Flow models: times 1, 1 - 1/steps, ..., 1/steps through the model's shift; a flow run begins with pure noise.
-    At most as many steps as the model's table has entries.
+    There are at most as many steps as the model's table has entries.
     """
     table: torch.Tensor = model_sampling.sigmas.float().cpu()
     steps = min(steps, len(table))

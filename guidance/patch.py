@@ -24,9 +24,9 @@ KEY = "annealing_guidance"
 def patch_model(
     model_patcher: ModelPatcher, guidance: Guidance, live: LiveChart | None = None
 ) -> tuple[ModelPatcher, AnnealingTrace]:
-    """A clone of the model that is guided wherever it is sampled, and the trace of its latest run. live: follows every run.
+    """A clone of the model that is guided wherever it is sampled, and the trace of its runs. live: the chart that follows them.
 
-    A model that was patched before gets the new guidance instead of the old, not both.
+    On a model that was patched before, the new guidance replaces the old.
     """
     coordinates.require_match(guidance.scale_model.info, model_patcher.get_model_object("model_sampling"))
     patch = AnnealingPatch(guidance, live)
@@ -38,7 +38,7 @@ def patch_model(
 
 
 class AnnealingPatch:
-    """The two wrappers: one sees a run begin, with its sampler; the other takes the place of the guider's prediction."""
+    """The two wrappers: one sees each run begin, with its sampler; the other replaces the guider's prediction."""
 
     def __init__(self, guidance: Guidance, live: LiveChart | None = None):
         self.guidance = guidance
@@ -56,7 +56,7 @@ class AnnealingPatch:
         *args: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Around CFGGuider.outer_sample: AnnealingError for a guider whose own guidance the patch would undo."""
+        """Wraps CFGGuider.outer_sample: AnnealingError for a guider whose own guidance the patch would undo."""
         guider = executor.class_obj
         if isinstance(guider, AnnealingCFGGuider):  # has its own guidance
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
@@ -72,7 +72,7 @@ class AnnealingPatch:
         return output
 
     def predict_noise(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Around CFGGuider.predict_noise: the guided denoised prediction [B, ...] in its place."""
+        """Wraps CFGGuider.predict_noise: the guided denoised prediction [B, ...] instead."""
         guider, run = executor.class_obj, self.run
         if run is None:
             return executor(*args, **kwargs)
@@ -83,13 +83,13 @@ class AnnealingPatch:
             positive, negative = guider.conds["positive"], guider.conds["negative"]
             return guided_step(run, guider.inner_model, positive, negative, x, timestep, model_options or {})
 
-        # Only the innermost function is replaced: other packs' wrappers run, whether they were added before or after.
+        # Only the innermost function is replaced: other packs' wrappers still run, whether they were added before or after.
         rest = WrapperExecutor.new_class_executor(guided, guider, executor.wrappers, executor.idx + 1)
         return rest.execute(*args, **kwargs)
 
 
 def _require_cfg(guider: comfy.samplers.CFGGuider) -> None:
-    """AnnealingError for a guider that does anything but CFG with a positive and a negative: the patch would undo it."""
+    """AnnealingError for a guider that does more than CFG with a positive and a negative: the patch would undo it."""
     if not guider.conds.get("negative"):
         raise AnnealingError(NO_NEGATIVE_GIVEN)
     name = type(guider).__name__
@@ -107,9 +107,9 @@ def _require_cfg(guider: comfy.samplers.CFGGuider) -> None:
 
 
 def _predicts_by_cfg(guider: comfy.samplers.CFGGuider) -> bool:
-    """Whether the guider predicts by ComfyUI's own code: no subclass's, no replaced function, none set on the guider itself.
+    """Whether the guider predicts by ComfyUI's own code: not a subclass's, not a replaced function, not one set on the guider.
 
-    Told by where the functions were defined, since another pack may have replaced them before this one was imported.
+    Judged by where the functions were defined, since another pack may have replaced them before this one was imported.
     """
     functions = (getattr(guider.predict_noise, "__func__", None), comfy.samplers.sampling_function)
     return all(getattr(function, "__globals__", None) is vars(comfy.samplers) for function in functions)

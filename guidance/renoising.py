@@ -1,4 +1,4 @@
-"""Which form of the guidance a sampler is handed: null for one that renoises with the unconditional prediction, else folded."""
+"""Which form of the guidance a sampler gets: null if it renoises with the unconditional prediction, else folded."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ CHOICES: tuple[Renoise, ...] = get_args(Renoise)
 
 
 def uncond_share(renoise: Renoise, facts: SamplerFacts) -> float:
-    """The share of the unconditional prediction that the sampler is taken to renoise with: 0 means the folded form.
+    """The share of the unconditional prediction in the sampler's noise; 0 means the folded form.
 
-    auto: what is known of the sampler. null: all of it, where nothing is known. folded: none, whatever is known.
+    auto: what is known of the sampler. null: the same, but 1 for a sampler that is not known to renoise so. folded: 0.
     """
     if renoise == "folded":
         return 0.0
@@ -23,7 +23,7 @@ def uncond_share(renoise: Renoise, facts: SamplerFacts) -> float:
 
 
 def advice(renoise: Renoise, facts: SamplerFacts, model_sampling: ModelSampling) -> list[str]:
-    """A sentence where the choice and the sampler, and one where the sampler and the model, do not go together."""
+    """A sentence where the choice does not fit the sampler, and one where the sampler does not fit the model."""
     sentences = []
     if renoise == "null" and not facts.uncond_share:
         sentences.append(

@@ -31,16 +31,16 @@ Projection = Literal["auto", "on", "off"]
 PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
 LARGEST_CFG = 100.0
 FEW_STEPS, MANY_STEPS = 8, 28
-# A scale whose run amounts to less than this above CFG 1 has no course that could be stretched.
+# A run that exceeds CFG 1 by less than this has no course to stretch: it gets a constant CFG.
 LEAST_ABOVE_ONE = 0.02
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """What the user asked for; AnnealingError for what the host lets through though no widget offers it.
+    """What the user asked for. AnnealingError for values that no widget offers: links and the API let them through.
 
     guidance_lambda: 0 (sample quality) .. 1 (prompt alignment), or one per sample [B].
-    cfg: the ordinary CFG that the guidance is as strong as, on average over a run, 1 .. LARGEST_CFG; 0: as trained.
+    cfg: strength as ordinary CFG, on average over a run, 1 .. LARGEST_CFG; 0: as trained.
     projection: guide only across the conditional prediction; auto: as the scale was trained.
     """
 
@@ -74,7 +74,7 @@ class Guidance:
 class GuidedRun:
     """One sampling run's guidance; AnnealingError where it does not fit the model or the batch.
 
-    noise: [B, ...], or [B, 1, N] where latent_shapes names several parts; both as outer_sample is given them. sigmas: [N + 1].
+    noise, latent_shapes: as outer_sample gets them; [B, ...], or [B, 1, N] with several shapes. sigmas: [N + 1].
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class GuidedRun:
         self.stretch = self._stretch() if guidance.cfg else None
 
     def guide(self, cond: torch.Tensor, uncond: torch.Tensor, sigma: torch.Tensor) -> tuple[Level, GuidedCall]:
-        """Of a pair of denoised predictions [B, ...] at sigma [B]: where on the way they are, and the scale of each sample."""
+        """For a pair of denoised predictions [B, ...] at sigma [B]: their noise level, and the scale of each sample."""
         level, info = self.course.at(sigma.to(torch.float32)), self.guidance.scale_model.info
         other = self.across(cond, uncond) if info.projection else uncond
         gap_norm = self.extent.gap_norm(cond, other, info.reference_numel) / level.divisor
@@ -121,51 +121,51 @@ class GuidedRun:
             scale = self.guidance.scale_model(level.timestep, gap_norm, self.guidance_lambda)
         cfg_scale = strength.cfg_scale(level, scale, self.guidance.match_training_steps, self.several_calls)
         if self.stretch:
-            # A course below 1, as at the start of flow runs, must not be stretched to guidance away from the prompt.
+            # Stretching values below 1, as at the start of flow runs, must not end in guidance away from the prompt.
             cfg_scale = torch.addcmul(self.stretch.offset, self.stretch.factor, cfg_scale).clamp(min=1.0)
         return level, GuidedCall(level.sigma, level.timestep, gap_norm, scale, cfg_scale, None)
 
     def across(self, cond: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """Another prediction, moved along `cond` until it differs from it only across it: both and the result [B, ...].
+        """`other`, less the part of its difference from `cond` that is parallel to `cond`: all [B, ...].
 
-        D_c + d_perp of d = other - D_c, d_perp = d - (<d, D_c> / <D_c, D_c>) D_c over the values that count. Of the guided
-        prediction that is D_c + (cfg_scale - 1) delta_perp: APG (arXiv 2410.02416) with eta 0.
+        With d = other - D_c this is D_c + d_perp, d_perp = d - (<d, D_c> / <D_c, D_c>) D_c over the values that count. For the
+        guided prediction it gives D_c + (cfg_scale - 1) delta_perp: APG (arXiv 2410.02416) with eta 0.
         """
         share = self.extent.product(cond - other, cond) / self.extent.product(cond, cond)
         return other + per_sample(share.nan_to_num(0.0), cond).to(cond.dtype) * cond
 
     def _few_steps(self) -> list[str]:
-        """A sentence where so few steps speak of a model that was made for few, which wants hardly any guidance."""
+        """A warning where so few steps suggest a few-step model, which needs hardly any guidance."""
         info = self.guidance.scale_model.info
         trained = len(schedule.levels_of_grid(info.training_grid, info.path or "ve"))
         if self.guidance.cfg or self.course.steps > FEW_STEPS or trained < MANY_STEPS:
             return []
         return [
             f'This run has {self.course.steps} steps, and the scale "{info.name}" was made for {trained}. A model made for few '
-            "steps (turbo, lightning, LCM) wants hardly any guidance: set cfg to 1 to 2 there."
+            "steps (turbo, lightning, LCM) needs hardly any guidance: set cfg to 1 to 2 there."
         ]
 
     def record(self, call: GuidedCall) -> None:
-        """Keep what was used, and show it. No waiting for the device."""
+        """Keep what was used, and show it, without waiting for the device."""
         if self.trace:
             self.trace.record(call)
         if self.live:
             self.live.record(call)
 
     def made(self, output: torch.Tensor) -> None:
-        """Keep what the run's result is known by."""
+        """Keep what identifies the run's result."""
         if self.trace and isinstance(output, torch.Tensor):
             self.trace.finish(output)
 
     def expected_cfg(self) -> float:
         """The ordinary CFG that the run will amount to, on average over steps and samples, for gaps of a usual size.
 
-        Tools read it as `guider.cfg` (detail tools scale by it). Reads values, so it belongs before the run.
+        Detail tools read it as `guider.cfg`. Call it before the run: it reads values, so it waits for the device.
         """
         return self.guidance.cfg or float(self._usual_cfg().mean())
 
     def _usual_cfg(self) -> torch.Tensor:
-        """What the run would amount to in CFG as trained, for each lambda [L], on average over its steps and usual gaps."""
+        """The CFG that the run amounts to as trained, for each lambda [L], on average over its steps and usual gaps."""
         levels, scale_model = self.course.of_steps(), self.guidance.scale_model
         norms = usual_gap_norms(scale_model, levels.timestep)
         means = []
@@ -177,7 +177,7 @@ class GuidedRun:
         return torch.stack(means)
 
     def _stretch(self) -> Stretch:
-        """What makes the run amount to the cfg that was asked for: the course's distance from no guidance is scaled."""
+        """What makes the run amount to the requested cfg: its distance from CFG 1 is scaled."""
         usual, asked = self._usual_cfg(), self.guidance.cfg
         above_one = usual - 1
         factor = torch.where(above_one > LEAST_ABOVE_ONE, (asked - 1) / above_one, 0.0)
@@ -192,7 +192,7 @@ class Stretch(NamedTuple):
 
 
 def usual_gap_norms(scale_model: ScaleModel, timestep: torch.Tensor) -> list[torch.Tensor]:
-    """Gap norms [T] that runs meet at these timesteps: those that the scale's file names, else some around its gap divisor."""
+    """Gap norms [T] that are usual at these timesteps: those in the scale's file, else some around its gap divisor."""
     info = scale_model.info
     if info.typical_gaps and info.path:
         nsr = schedule.levels_of_grid(info.training_grid, info.path)
@@ -214,7 +214,7 @@ def guided_run(
     sigmas: torch.Tensor,
     latent_shapes: Sequence[Sequence[int]] | None,
 ) -> Iterator[GuidedRun]:
-    """A run under way: its guidance, and a trace and a chart that follow it. Says what the user should know, before and after."""
+    """One run: its guidance, its trace and its chart. Warnings go to the log before and after it."""
     run = GuidedRun(guidance, guider, sampler, noise, sigmas, latent_shapes)
     for sentence in run.advice:
         logger.warning("Annealing guidance: %s", sentence)
@@ -236,7 +236,7 @@ def guided_run(
 
 
 def _summary(trace: RunTrace, advice: list[str]) -> str:
-    """What is said under the node when the run is over."""
+    """The text under the node after the run."""
     mean = trace.mean_cfg()
     return " ".join([*([f"CFG {mean:.1f} on average."] if mean is not None else []), *advice])
 

@@ -1,8 +1,8 @@
 """What each sampler does with a prediction, as far as guidance must know it.
 
-Four facts: with which prediction it renoises, how often it calls the model in a step, to which level it steps down before it
-adds fresh noise, and which earlier calls it extrapolates from. They come from the sampler's signature where that says them
-(`eta`), else from its name; and of a wrapper (detail and noise tools carry another sampler along) from the sampler inside.
+Three facts: which prediction it renoises with, how often it calls the model in a step, and which level it steps down to before it
+adds fresh noise. (history.py has the fourth: how it weighs earlier predictions.) They come from the sampler's options (`eta`) and
+its name. For a wrapper, such as detail and noise tools that carry another sampler, they come from the sampler inside.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from . import coordinates
 from .host_types import ModelSampling, Sampler
 from .null_renoising import sample_null_renoising
 
-# How often ComfyUI's solvers call the model in a step, where it is more than once.
+# How often ComfyUI's solvers call the model in a step, if more than once.
 CALLS_PER_STEP = {
     "heun": 2,
     "heunpp2": 3,
@@ -36,17 +36,17 @@ CALLS_PER_STEP = {
     "seeds_2": 2,
     "seeds_3": 3,
 }
-ADAPTIVE = "dpm_adaptive"  # calls the model three times in steps that it chooses as it goes
+ADAPTIVE = "dpm_adaptive"  # calls the model three times a step, and chooses its steps as it goes
 
-# Solvers that step down by r^(1 + eta), where ancestral steps (and whatever has an `eta`) go to r sqrt(1 - eta^2 (1 - r^2)).
+# Solvers that step down by r^(1 + eta). All others with an `eta` step down by r sqrt(1 - eta^2 (1 - r^2)), as ancestral steps do.
 EXPONENTIAL = ("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "exp_heun_2_x0_sde", "seeds_2", "seeds_3")
 # On flow models these go down to s' (1 - eta (1 - s'/s)).
 ANCESTRAL_ON_FLOW = ("euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral")
 REPLACE_ALL_NOISE = ("lcm", "lcm_upscale")
 DEEPEST_WRAPPING = 8
 
-# ComfyUI's samplers that are wrong on flow models under any guidance, and which to use instead: they add noise as for models
-# of the VE form, where the data in x has the factor 1.
+# ComfyUI's samplers that are wrong on flow models with or without guidance, and which to use instead. They add noise as for
+# models of the VE form, where the data in x has the factor 1.
 WRONG_ON_FLOW = {
     "ddpm": "euler_ancestral",
     "res_multistep_ancestral": "res_multistep",
@@ -57,7 +57,7 @@ WRONG_ON_FLOW = {
 
 @dataclass(frozen=True)
 class SamplerFacts:
-    """name: as ComfyUI's lists show it, without _gpu. options: what its function is called with, defaults included."""
+    """name: as in ComfyUI's list, without _gpu. options: what its function is called with, defaults included."""
 
     name: str
     function: Callable[..., Any]
@@ -65,21 +65,21 @@ class SamplerFacts:
 
     @property
     def uncond_share(self) -> float:
-        """How much of the unconditional prediction it renoises with: 1 for null renoising (CFG++), 0 for the ordinary step."""
+        """The share of the unconditional prediction in its noise: 1 for null renoising (CFG++), 0 for the ordinary step."""
         if self.function is sample_null_renoising:
             return float(self.options["renoise_mix"])
         return float("cfg_pp" in self.name or self.doubles)
 
     @property
     def is_in_ve_form(self) -> bool:
-        """CFG++ samplers that step as in the VE form whatever the model: all of ComfyUI's but Euler's."""
+        """Whether it is a CFG++ sampler that always steps as in the VE form: all of ComfyUI's but Euler's do."""
         return "cfg_pp" in self.name and not self.name.startswith("euler")
 
     def ve_form_gain(self, levels: torch.Tensor) -> torch.Tensor:
-        """For those, what they must be handed of a displacement f, [N]: x is to move by (1 - down/sigma) f, on flow models too.
+        """For those, the share of a displacement f that they must get, [N], so that x moves by (1 - down/sigma) f.
 
-        Their first-order step moves it by all that it is handed. Their second-order steps, all but the first and the last, move
-        it by other multiples: the formulae are those of ComfyUI's k_diffusion/sampling.py.
+        Their first-order steps move x by the whole displacement that they get. Their second-order steps, all but the first and
+        the last, move x by another multiple: the formulae are those of ComfyUI's k_diffusion/sampling.py.
         """
         ratio = levels[1:] / levels[:-1]
         ratio = ratio * noise_kept(ratio, self.eta)
@@ -94,38 +94,38 @@ class SamplerFacts:
 
     @property
     def doubles(self) -> bool:
-        """SamplerEulerCFG++'s "alternative": an ordinary Euler step with D + (D - D_u), whatever guidance D has, twice."""
+        """Whether it is SamplerEulerCFG++'s "alternative": an Euler step with D + (D - D_u), so with D's guidance doubled."""
         return self.name == "euler_pp"
 
     @property
     def calls_per_step(self) -> int:
-        """How often it calls the model in a step; 1 where nothing is known."""
+        """How often it calls the model in a step; 1 for unknown samplers."""
         return CALLS_PER_STEP.get(self.name, 1)
 
     @property
     def calls_several_times(self) -> bool:
-        """Whether it sees within a step how the gap shrinks."""
+        """Whether it sees the gap shrink within a step."""
         return self.calls_per_step > 1 or self.name == ADAPTIVE
 
     @property
     def eta(self) -> float:
-        """Share of fresh noise, as in DDIM: 0 none, 1 ancestral."""
+        """The share of fresh noise, as in DDIM: 0 none, 1 ancestral."""
         if self.name in ("ddpm", "sa_solver", "sa_solver_pece"):
             return 1.0
         eta = self.options.get("eta", 0.0)
         return float(eta) if isinstance(eta, int | float) and math.isfinite(eta) else 0.0
 
     def levels(self, sigmas: torch.Tensor) -> torch.Tensor:
-        """The levels that its steps go through, from those that it is given: [N + 1], falling."""
+        """The levels that its steps go through, for the schedule that it gets: [N + 1], falling."""
         if self.name != "dpm_fast":
             return sigmas
-        # As many calls as there are steps, three for each of its own, evenly spaced in log sigma and never to 0.
+        # As many calls as the schedule has steps, three for each step of its own, which are even in log sigma and never reach 0.
         last = sigmas[-1] if sigmas[-1] > 0 else sigmas[-2]
         steps = (len(sigmas) - 1) // 3 + 1
         return torch.linspace(math.log(sigmas[0]), math.log(last), steps + 1, dtype=sigmas.dtype).exp()
 
     def level_down(self, model_sampling: ModelSampling, sigma: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
-        """The nsr that its step from `sigma` goes down to before it adds fresh noise up to `following`: same shape."""
+        """The nsr that its step from `sigma` goes down to, before it adds fresh noise up to `following`: same shape."""
         nsr, target = (coordinates.nsr_of_sigma(model_sampling, level) for level in (sigma, following))
         if self.name in REPLACE_ALL_NOISE:
             return torch.zeros_like(target)
@@ -149,7 +149,7 @@ class SamplerFacts:
 
 
 def noise_kept(ratio: torch.Tensor, eta: float) -> torch.Tensor:
-    """What an ancestral step down by `ratio` keeps of the target's noise, the rest being fresh: same shape, 0..1.
+    """The share of the target's noise that an ancestral step down by `ratio` keeps; the rest is fresh: same shape, 0..1.
 
     sqrt(1 - eta^2 (1 - ratio^2)): DDIM, arXiv 2010.02502, eq. 16.
     """
@@ -162,7 +162,7 @@ def er_sde_noise(nsr: torch.Tensor) -> torch.Tensor:
 
 
 def facts_of(sampler: Sampler, depth: int = 0) -> SamplerFacts:
-    """What is known of a sampler: of itself where ComfyUI or this pack made it, else of the first one that it wraps."""
+    """What is known of a sampler: its own facts if it is ComfyUI's or this pack's, else those of the first one that it wraps."""
     own = _own_facts(sampler)
     if own.function is sample_null_renoising or _is_comfyuis(own.function) or depth == DEEPEST_WRAPPING:
         return own
@@ -179,7 +179,7 @@ def _own_facts(sampler: Sampler) -> SamplerFacts:
     while isinstance(function, partial):
         given, function = {**function.keywords, **given}, function.func
     name = getattr(function, "__name__", type(function).__name__)
-    # ComfyUI makes these two anew for each sampler.
+    # ComfyUI defines these two again for each sampler.
     name = name.removesuffix("_function") if name in ("dpm_fast_function", "dpm_adaptive_function") else name
     try:
         parameters = list(inspect.signature(function).parameters.values())
@@ -190,7 +190,7 @@ def _own_facts(sampler: Sampler) -> SamplerFacts:
 
 
 def _wrapped(sampler: Sampler) -> Iterator[Sampler]:
-    """Samplers among a sampler's options, its attributes, the arguments bound to its function, and what that closes over."""
+    """Samplers among a sampler's options and attributes, its function's bound arguments, and what the function closes over."""
     function = getattr(sampler, "sampler_function", sampler)
     held = [*(getattr(sampler, "extra_options", None) or {}).values(), *getattr(sampler, "__dict__", {}).values()]
     while isinstance(function, partial):
@@ -199,9 +199,9 @@ def _wrapped(sampler: Sampler) -> Iterator[Sampler]:
     for cell in getattr(function, "__closure__", None) or ():
         try:
             held.append(cell.cell_contents)
-        except ValueError:  # not filled yet
+        except ValueError:  # an empty cell
             continue
-    for holder in (function, getattr(function, "__self__", None)):  # an object that is called, or a method of one
+    for holder in (function, getattr(function, "__self__", None)):  # a callable object, or the object of a method
         held += getattr(holder, "__dict__", {}).values()
     for value in held:
         for one in value if isinstance(value, list | tuple) else [value]:

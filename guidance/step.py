@@ -6,8 +6,8 @@
     guided       = ComfyUI's cfg_function, with everybody's hooks, always in ordinary CFG                     hooks.py
     return         what the sampler must be handed so that its step is this one                               delivery.py
 
-What depends on the noise level alone (how strong a training step is here, how far the sampler's own step goes, what the solver
-remembers) is in course.py. Guider and model patch call this one function.
+course.py has what depends on the noise level alone: how strong a training step is here, how far the sampler's own step goes, what
+the solver remembers. The guider and the model patch both call this one function.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def guided_step(
 ) -> torch.Tensor:
     """What the sampler takes for the denoised prediction, shaped like x.
 
-    Replaces comfy.samplers.sampling_function, whose order of calls and hooks it keeps. x: [B, ...] of any rank; sigma: [B]
-    or [1], ComfyUI's; positive, negative: the run's prepared conditionings. AnnealingError where a hook fails.
+    It replaces comfy.samplers.sampling_function and keeps its order of calls and hooks. x: [B, ...] of any rank; sigma: [B] or
+    [1], ComfyUI's; positive, negative: the run's prepared conditionings. AnnealingError where a hook needs a single number.
     """
     conds = [positive, negative]
     predictions = _predict(model, conds, x, sigma, model_options)
@@ -51,7 +51,7 @@ def guided_step(
         call = call._replace(cfg_scale=torch.where(tiny, strength.LEAST_FOR_HOOKS, call.cfg_scale))
     run.record(call)
 
-    # The scale is chosen once, and hooks, step and post-CFG hooks are told the same (APG divides by it).
+    # The scale is chosen once: pre-CFG hooks (APG divides by it), the step and post-CFG hooks all see the same.
     scale = hooks.for_hooks(call.cfg_scale, x, one_for_all)
     for hook in pre_cfg:
         predictions = hooks.guarded(hook, model_options, one_for_all)(
@@ -90,10 +90,10 @@ def _predict(
 def _covered(
     conds: list[PreparedConditioning], predictions: list[torch.Tensor]
 ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-    """Predictions with nothing missing, and the trace's coverage code per sample [B]; None where all is covered for sure.
+    """Predictions with nothing missing, and the trace's coverage code per sample [B]; None where all is surely covered.
 
-    A gap to a missing prediction is garbage. There, be it the whole latent or the places outside an area, the other
-    prediction takes its place, so that hooks, the guided prediction and null renoising all see the plain prediction.
+    A gap to a missing prediction is garbage. So the other prediction takes the place of the missing one, in the whole latent or
+    outside an area. Hooks, guidance and null renoising then all see the plain prediction.
     """
     if not any(may_cover_nothing(side) for side in conds):
         return predictions, None
@@ -105,7 +105,7 @@ def _covered(
 
 
 def _with_coverage(call: GuidedCall, coverage: torch.Tensor | None) -> GuidedCall:
-    """The call with the plain prediction's scale where one side was missing: 1 without a negative, 0 without a positive."""
+    """The call with the scale of the plain prediction where one side is missing: 1 without a negative, 0 without a positive."""
     if coverage is None:
         return call
     scale = torch.where(coverage == NO_NEGATIVE, 1.0, torch.where(coverage == NO_POSITIVE, 0.0, call.cfg_scale))

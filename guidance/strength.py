@@ -1,8 +1,8 @@
 """From the learned scale to ordinary CFG: how strong a call of the run's own sampler must be.
 
-The learned scale w is that of one null-renoised training step: it moves x by w times the gap. The run's own step may span
-several training steps, or a part of one. Strengths compose and do not add up: each of those training steps would have seen the
-gap that the one before it left. With rho the gap's response, one training step leaves 1 - w rho of the gap, and n leave
+The learned scale w belongs to one null-renoised training step: it moves x by w times the gap. The run's own step may span several
+training steps, or a part of one. Strengths compose and do not add up, because each training step sees the gap that the one before
+it left. With rho the gap's response, one training step leaves 1 - w rho of the gap, and n leave
 
     (1 - w rho)^n,    so that together they move x by    pull = (1 - (1 - w rho)^n) / rho    times the gap.
 """
@@ -13,16 +13,16 @@ import torch
 
 from .course import Level
 
-# From 0.9 on, one training step takes about all there is; the lower end only keeps 0/0 away.
+# At 0.9 one training step takes nearly the whole gap. The lower end only prevents 0/0.
 LEAST_SHARE, LARGEST_SHARE = 1e-6, 0.9
-# Pre-CFG hooks divide by the scale (APG does), and a learned one may be 0 where the gap says nothing.
+# Some pre-CFG hooks divide by the scale (APG), and a scale may be 0.
 LEAST_FOR_HOOKS = 1e-3
 
 
 def cfg_scale(level: Level, scale: torch.Tensor, match_training_steps: bool, several_calls: bool) -> torch.Tensor:
     """The ordinary CFG scale [B] that makes the sampler's step the null-renoised one with `scale` [B].
 
-    match_training_steps: as many training steps as the step spans, else the paper to the letter: one.
+    match_training_steps: as many training steps as the step spans; off, one, which is the paper to the letter.
     several_calls: the solver calls the model again within the step and sees how the gap shrinks.
     """
     if match_training_steps:
@@ -35,8 +35,8 @@ def pull(scale: torch.Tensor, response: torch.Tensor, steps: torch.Tensor, sever
 
     It is `scale` at one step, rises with their number, and stays below 1 / response.
 
-    A solver with several calls a step takes z of the gap and, seeing it shrink, leaves 1 - z + z^2/2 if it is of second order:
-    so its z is the root of 1 - z + z^2/2 = (1 - w rho)^n, at most 1.
+    A second-order solver sees the gap shrink within its step: taking z of it, it leaves 1 - z + z^2/2. So its z is the root of
+    1 - z + z^2/2 = (1 - w rho)^n, at most 1.
     """
     left = (scale.abs() * -response).clamp(-LARGEST_SHARE, -LEAST_SHARE)  # by one step, less 1
     together = torch.expm1(steps * torch.log1p(left))  # by all of them, less 1

@@ -1,4 +1,4 @@
-"""What was used, call by call: filled on the device during a run, read on the host after it."""
+"""The trace: what a run used, call by call. It is filled on the device during the run and read on the host after it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 COVERED, NO_NEGATIVE, NO_POSITIVE, NEITHER = 0, 1, 2, 3
 MOST_RUNS = 64  # of one guider; more than any workflow plots
-SAMPLED = 4096  # values of a latent by which its run is known
+SAMPLED = 4096  # values of a latent that identify its run
 
 _COVERAGE = {
     NO_NEGATIVE: "The negative conditioning covered nothing at some steps (its timestep range?); there the positive "
@@ -23,9 +23,9 @@ class GuidedCall(NamedTuple):
     """One model call of a run, one value per sample: [B] float32 each.
 
     sigma: ComfyUI's noise level. timestep: the network's. gap_norm: in the network's units and at its training size.
-    scale: the network's w. cfg_scale: the ordinary CFG scale that was really applied, and that hooks were told. coverage:
-    COVERED, NO_NEGATIVE (the negative covered nothing, so the positive prediction was used alone), NO_POSITIVE (the reverse),
-    NEITHER; None where all is covered for sure.
+    scale: the network's w. cfg_scale: the ordinary CFG scale that was applied, and that hooks saw. coverage: COVERED,
+    NO_NEGATIVE (the negative covered nothing, so the positive prediction was used alone), NO_POSITIVE (the reverse), NEITHER;
+    None where all is surely covered.
     """
 
     sigma: torch.Tensor
@@ -40,7 +40,7 @@ class RunTrace:
     """The calls of one run: kept on the device while it samples, read on the host after it.
 
     A solver that calls the model more than once a step gives more calls than steps. guidance_lambda is one number, or a
-    tensor with one for every sample. folded: whether the sampler was handed ordinary CFG, and not the null-renoised form.
+    tensor with one for every sample. folded: whether the sampler got ordinary CFG, and not the null-renoised form.
     """
 
     def __init__(self, run_id: int, scale_name: str, guidance_lambda: float | torch.Tensor, folded: bool):
@@ -54,7 +54,7 @@ class RunTrace:
         self._on_device.append(call)
 
     def finish(self, latent: torch.Tensor) -> None:
-        """Keep what the run's result [B, ...] can be known by."""
+        """Keep what identifies the run's result [B, ...]."""
         self._latent = _known_by(latent)
 
     def made(self, latent: torch.Tensor) -> bool:
@@ -66,7 +66,7 @@ class RunTrace:
 
     @property
     def calls(self) -> list[GuidedCall]:
-        """All calls so far, on the CPU. Reading copies what is new to the host at once, so it belongs after the run."""
+        """All calls so far, on the CPU. Read it after the run: it copies new values to the host and waits for them."""
         if self._on_device:
             self._on_host = self._on_host + _to_host(self._on_device)
             self._on_device = []
@@ -95,7 +95,7 @@ class RunTrace:
 
 
 class AnnealingTrace:
-    """The runs of one guider or patched model, the latest last. A node hands it out empty; it fills when the sampling runs."""
+    """The runs of one guider or patched model, the latest last. A node gives it out empty; sampling fills it."""
 
     def __init__(self) -> None:
         self._runs: list[RunTrace] = []
@@ -110,11 +110,11 @@ class AnnealingTrace:
 
     @property
     def latest(self) -> RunTrace:
-        """The latest run; an empty one where nothing was sampled yet."""
+        """The latest run; an empty one if nothing was sampled yet."""
         return self._runs[-1] if self._runs else RunTrace(0, "", 0.0, False)
 
     def run_of(self, latent: torch.Tensor | None) -> tuple[RunTrace, bool]:
-        """The run whose result this latent is, and whether that is sure; where none is known by it, the latest run.
+        """The run whose result this latent is, or else the latest run; and whether it is surely the right one.
 
         One guider can feed several samplers, so its latest run need not be the one that made a given latent.
         """
