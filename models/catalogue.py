@@ -1,6 +1,6 @@
-"""Known weights that a user's own machine may fetch, and the fetching.
+"""Known weights that a user's machine may fetch, and the fetching.
 
-Nothing is fetched that is not listed here: over https from the listed host only, no larger than listed, kept only with the
+Only what is listed here is ever fetched: over https, from the listed host, no larger than listed, and kept only if it has the
 listed SHA-256. ANNEALING_GUIDANCE_OFFLINE=1 forbids every fetch.
 """
 
@@ -24,20 +24,20 @@ from .whole_file import write_whole
 
 OFFLINE_VARIABLE = "ANNEALING_GUIDANCE_OFFLINE"
 SILENCE_SECONDS = 15  # no byte for this long: give up
-TOTAL_SECONDS = 120  # however slowly the bytes come
+TOTAL_SECONDS = 120  # the whole download may take this long
 CHUNK = 64 * 1024
 
 logger = logging.getLogger("annealing_guidance")
 
-Progress = Callable[[int, int], None]  # bytes so far, bytes in all
+Progress = Callable[[int, int], None]  # bytes so far, total bytes
 
 
 @dataclass(frozen=True)
 class CatalogueEntry:
     """One file that may be fetched.
 
-    name: what the loader's list shows; it says that choosing it downloads. Saved workflows hold it: never change it.
-    file_name: what the fetched file is called. A file that was placed by hand may also keep the name in its address.
+    name: what the loader's list shows; it says that choosing it downloads. Saved workflows contain it: never change it.
+    file_name: the fetched file's name. A file that was placed by hand may also keep the name in its address.
     size: bytes. sha256: of the whole file, hexadecimal.
     """
 
@@ -73,7 +73,7 @@ def obtain(entry: CatalogueEntry, folders: Iterable[str | os.PathLike[str]], pro
 
 
 def find(entry: CatalogueEntry, folders: Iterable[str | os.PathLike[str]]) -> Path | None:
-    """The entry's file, fetched before or placed by hand: the first with the right content. Others are named in the log."""
+    """The entry's file, fetched before or placed by hand: the first with the right content. The log names others."""
     for folder in folders:
         for file_name in entry.file_names:
             path = Path(folder) / file_name
@@ -86,9 +86,9 @@ def find(entry: CatalogueEntry, folders: Iterable[str | os.PathLike[str]]) -> Pa
 
 
 def fetch(entry: CatalogueEntry, folder: str | os.PathLike[str], progress: Progress | None = None) -> Path:
-    """Download the entry's file into the folder, which is made if need be. The file appears whole and verified, or not at all.
+    """Download the entry's file into the folder, which is created if missing. The file appears whole and verified, or not at all.
 
-    progress: called with (bytes so far, bytes in all); what it raises stops the download.
+    progress: called with (bytes so far, total bytes); an exception from it stops the download.
     Raises AnnealingError with the address and the folder, so that the file can be placed by hand.
     """
     path = Path(folder) / entry.file_name
@@ -106,7 +106,7 @@ def fetch(entry: CatalogueEntry, folder: str | os.PathLike[str], progress: Progr
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, data)
     except OSError as error:
-        if not _is_entry(path, entry):  # where another process has just put the same file, Windows refuses to replace it
+        if not _is_entry(path, entry):  # Windows refuses to replace a file that another process has just put there
             raise _not_fetched(entry, folder, f"the folder cannot be written to ({in_words(error)})") from error
     return path
 
@@ -118,7 +118,7 @@ def _download(entry: CatalogueEntry, folder: str | os.PathLike[str], progress: P
     request = urllib.request.Request(entry.url, headers={"User-Agent": "ComfyUI-annealing-guidance"})
     data = io.BytesIO()
     with opener.open(request, timeout=SILENCE_SECONDS) as response:
-        # read1 returns what has come: a server that trickles bytes cannot hold the deadline off.
+        # read1 returns what has arrived, so a server that sends single bytes cannot postpone the deadline.
         while chunk := response.read1(min(CHUNK, entry.size + 1 - data.tell())):
             data.write(chunk)
             if data.tell() > entry.size:

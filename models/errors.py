@@ -1,4 +1,4 @@
-"""The pack's one error type for mistakes that a user can mend, and the system's own errors in words."""
+"""The pack's one error type for mistakes that a user can correct, and the system's own errors in words."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from urllib.error import HTTPError, URLError
 
 
 class AnnealingError(ValueError):
-    """A user's mistake, told in words: what was wired or read, why it cannot work, what to do instead."""
+    """A user's mistake, explained: what was wired or read, why it cannot work, what to do instead."""
 
-    # ComfyUI shows the type with its module, which for a pack is a path on the user's disk.
+    # ComfyUI shows an error's module, which for a node pack is a path on the user's disk.
     __module__ = "builtins"
 
 
@@ -34,7 +34,7 @@ _WORDS_OF = {number: words for words, numbers in _WORDS.items() for number in nu
 
 
 def in_words(error: Exception) -> str:
-    """Why a file or an address could not be read or written, as the end of a sentence: no number, no name of a class."""
+    """Why a file or an address could not be read or written, as the end of a sentence, without error numbers or class names."""
     if isinstance(error, HTTPError):
         return f"the server answered {error.code} {error.reason}"
     if isinstance(error, URLError) and isinstance(error.reason, Exception):

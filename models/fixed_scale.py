@@ -24,8 +24,8 @@ class FixedScale(ScaleModel):
     interval: scale where start_percent <= p <= end_percent, scale_end elsewhere (limited-interval guidance,
               arXiv 2404.07724).
 
-    The gap and lambda play no part. The rule fits epsilon and flow models alike: its training grid is the paper's 20
-    timesteps per step, which is a step of 20 on SDXL's schedule for the former and of 0.02 in s for the latter.
+    Gap and lambda have no effect. The rule fits epsilon and flow models: its training grid is the paper's 20 timesteps per step,
+    which means 20 timesteps of SDXL's schedule for epsilon models and 0.02 in s for flow models.
     """
 
     reads_gap = False

@@ -1,8 +1,8 @@
 """Reads what torch.save wrote without running it.
 
-A pickle is a program. Here its instructions are read as data: those that build plain values and tensors are followed, any other
-ends the reading, and nothing is looked up, imported or called. torch.load(weights_only=True) runs no code either, but can be
-made to allocate without bound (it calls bytearray) and to take exponential time (values that hold themselves many times).
+A pickle is a program. Here its instructions are read as data. Those that build plain values and tensors are followed; any other
+ends the reading. Nothing is looked up, imported or called. torch.load(weights_only=True) runs no code either, but a hostile file
+can make it allocate without bound (it calls bytearray) or take exponential time (values that contain each other many times).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _DTYPES = {
 
 
 class _Name(str):
-    """What the pickle wants to have imported; it never is."""
+    """A name that the pickle asks to import. It is never imported."""
 
 
 _TENSOR, _DICT = "torch._utils _rebuild_tensor_v2", "collections OrderedDict"
@@ -41,7 +41,7 @@ _MARK = object()
 def read_checkpoint(data: bytes, max_bytes: int) -> Any:
     """Dicts, lists, tuples, strings, numbers, None and CPU tensors of the file; tensors are copies.
 
-    max_bytes: of all records together, unpacked. ValueError for everything else, in words that go on from "it".
+    max_bytes: of all records together, unpacked. ValueError for anything else; its text continues a sentence after "it".
     """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
@@ -57,7 +57,7 @@ def read_checkpoint(data: bytes, max_bytes: int) -> Any:
 
 
 class _Reader:
-    """Follows the instructions of data.pkl. Whatever does not fit ends in one of the errors of `value`."""
+    """Follows the instructions of data.pkl. Anything that does not fit raises."""
 
     def __init__(self, records: dict[str, bytes]):
         self.records = records
@@ -84,7 +84,8 @@ class _Reader:
             self.memo[argument] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET"):
             if not isinstance(self.memo[argument], str):
-                raise ValueError("holds the same part several times")  # a few hundred bytes could stand for more than any memory
+                # Else a few hundred bytes could describe more than any memory.
+                raise ValueError("holds the same part several times")
             stack.append(self.memo[argument])
         elif name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
             stack.append(tuple(self._since_mark() if name == "TUPLE" else self._last(int(name[-1]))))
@@ -101,7 +102,7 @@ class _Reader:
             arguments, called = stack.pop(), stack.pop()
             stack.append(_built(called, arguments))
         elif name == "BUILD":
-            stack.pop()  # attributes of an OrderedDict: versions of modules
+            stack.pop()  # attributes of an OrderedDict: module versions
             _of_kind(stack[-1], dict)
         elif name != "PROTO":
             raise ValueError(f"holds program code ({name}), which is never run")
@@ -116,7 +117,7 @@ class _Reader:
         return items[::-1]
 
     def _storage(self, described: Any) -> torch.Tensor:
-        """("storage", its type, the record's key, the device it was on, values) -> [values], on the CPU."""
+        """("storage", its type, the record's key, its device, number of values) -> [values], on the CPU."""
         kind, dtype_name, key, _, count = _of_kind(described, tuple)
         record, dtype = self.records[f"data/{_of_kind(key, str)}"], _DTYPES[_of_kind(dtype_name, _Name)]
         if kind != "storage" or count * dtype.itemsize != len(record):
@@ -136,7 +137,7 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
 
 
 def _built(called: Any, arguments: Any) -> Any:
-    """What the two calls give that a checkpoint of plain tensors holds."""
+    """The result of the only two calls in a checkpoint of plain tensors."""
     if isinstance(called, _Name) and called == _DICT and arguments == ():
         return {}
     if not isinstance(called, _Name) or called != _TENSOR:

@@ -1,11 +1,11 @@
 """Scale networks on disk.
 
-The pack's own format is `annealing-scale/1`: a .safetensors file whose metadata (strings; numbers and lists as JSON) holds
-the network's sizes, normalisation and bounds (NetworkConfig) and what a guider must know (ScaleInfo, less the name, which
-is the file's). ScaleInfo's facts with a default may be missing. The authors' checkpoint.pt is read too.
+The pack's own format is `annealing-scale/1`: a .safetensors file. Its metadata (strings; numbers and lists as JSON) holds the
+network's sizes, normalisation and bounds (NetworkConfig), and what a guider must know (ScaleInfo, except the name, which is the
+file's). ScaleInfo's fields with a default may be missing. The authors' checkpoint.pt can be read too.
 
-Files come from strangers: a file is read once, up to a size limit, nothing in it is executed, and whatever it lacks or
-contradicts is an AnnealingError that says what is wrong and what to do.
+Files may come from strangers. A file is read once, up to a size limit, and nothing in it is executed. Where something is missing
+or contradictory, an AnnealingError says what is wrong and what to do.
 """
 
 from __future__ import annotations
@@ -51,14 +51,16 @@ def load_scale(path: str | os.PathLike[str]) -> ScaleNetwork:
 
 
 def load_info(path: str | os.PathLike[str]) -> ScaleInfo:
-    """What an annealing-scale/1 file says about its network, from its first bytes: whether the network can be used is not
-    looked at. Raises AnnealingError for every file whose header does not say it."""
+    """What an annealing-scale/1 file says about its network, from its first bytes. The network itself is not checked.
+
+    Raises AnnealingError for every file whose header does not say it.
+    """
     path = Path(path)
     return _info(_metadata(_read(path, MAX_HEADER_BYTES), path), path)
 
 
 def save_scale(model: ScaleModel, path: str | os.PathLike[str]) -> None:
-    """Write a scale network as annealing-scale/1. The file appears whole or not at all, and only if it can be read back."""
+    """Write a scale network as annealing-scale/1. The file appears whole, and only if it can be read back; else not at all."""
     if not isinstance(model, ScaleNetwork):
         raise AnnealingError(
             f'"{model.info.name}" is a fixed rule, not a network: there is nothing to save. Connect a learned scale.'
@@ -137,7 +139,7 @@ def _tensors_and_metadata(data: bytes, path: Path) -> tuple[dict[str, torch.Tens
 
 
 def _metadata(data: bytes, path: Path) -> dict[str, str]:
-    """The strings in the header of a file of this format, which `data` begins with."""
+    """The metadata of a file of this format; data: the file, or its first bytes."""
     header = header_of(data)
     metadata = None if header is None else header.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -226,7 +228,7 @@ AUTHORS_REPOSITORY = "https://github.com/annealing-guidance/annealing-guidance"
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 SDXL_NUMEL = 4 * 128 * 128  # the latent of the 1024x1024 pictures that it was trained on
 
-# Settings of the authors' code that this network does not vary: group, key, the one value that can be read.
+# Settings of the authors' code that this network has no option for: group, key, the only value that can be read.
 _AUTHORS_SETTINGS = [
     ("diffusion", "model_id", SDXL),
     ("guidance_scale_model", "type", "scalar_mlp"),
@@ -285,7 +287,7 @@ def _checkpoint(data: bytes, path: Path) -> Any:
     try:
         return read_checkpoint(data, MAX_FILE_BYTES)
     except Exception as error:
-        # zipfile and pickletools raise many types for what is damaged.
+        # zipfile and pickletools raise many types of errors for damaged files.
         first_line = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise _unusable(
             path, f"it is no plain checkpoint, but damaged or something else ({first_line})", _USE_THE_AUTHORS_OWN
@@ -307,7 +309,7 @@ def _part(mapping: Any, key: str, path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path, most: int = MAX_FILE_BYTES + 1) -> bytes:
-    """The file, or its first `most` bytes; read once, so that it cannot change between checks. At most MAX_FILE_BYTES."""
+    """The file, or its first `most` bytes: at most MAX_FILE_BYTES. Read once, so that it cannot change between checks."""
     try:
         with path.open("rb") as file:
             data = file.read(most)
@@ -321,7 +323,7 @@ def _read(path: Path, most: int = MAX_FILE_BYTES + 1) -> bytes:
 
 
 def _network(info: ScaleInfo, config: NetworkConfig, tensors: dict[str, Any], path: Path) -> ScaleNetwork:
-    """Build the network once the tensors are known to be exactly those that the config declares."""
+    """Build the network, after checking that the tensors are exactly those that the config declares."""
     expected = config.tensor_shapes
     found = {key: tuple(getattr(value, "shape", ())) for key, value in tensors.items()}
     for key in sorted(expected.keys() | found.keys(), key=str):
@@ -340,7 +342,7 @@ def _network(info: ScaleInfo, config: NetworkConfig, tensors: dict[str, Any], pa
 
 
 def _shown(value: object) -> str:
-    """A value from a file, in a message: never a whole structure, however deep."""
+    """A value from a file, short enough for a message: never a whole structure."""
     return repr(value)[:80] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
 
 

@@ -23,12 +23,12 @@ class ScaleInfo:
     reference_numel: values per latent (C*H*W) in training. A gap norm of another latent is multiplied by
         sqrt(reference_numel / numel) before it is passed in. None: the norm is used as it is.
     training_grid: the steps that the scale was trained for. An int is a number of timesteps per step on the
-        1000-step schedule; a tuple holds descending sigmas in the model's own units and ends with 0.0.
+        1000-step schedule. A tuple holds descending noise levels, noise-to-signal ratios (ve) or times (flow), and ends with 0.0.
     trained_on, source, licence, created_with: where it comes from, for people.
-    typical_gaps: median gap norm at each step of the training grid, from noise to picture, at reference_numel; None where
-        nobody measured it.
+    typical_gaps: median gap norm at each step of the training grid, from noise to picture, at reference_numel; None if it
+        was not measured.
     fingerprint: of the model that it was trained on, as `training.own_scale` writes and compares it; None: not known.
-    projection: whether it was trained for guidance that goes only across the conditional prediction, and on the norm of that gap.
+    projection: whether it was trained for guidance only across the conditional prediction, and on the norm of that gap.
     """
 
     name: str
@@ -52,8 +52,8 @@ class ScaleInfo:
 class ScaleModel(torch.nn.Module):
     """Base of the learned network and of the fixed rules.
 
-    The scale is a CFG++ scale: it means something only together with null renoising (or folded into an ordinary
-    CFG scale), never as the scale of ordinary CFG.
+    The scale is a CFG++ scale. It is valid only with null renoising, or folded into an ordinary CFG scale; it is never itself
+    an ordinary CFG scale.
     """
 
     reads_gap = True  # False: all samples at one noise level get one scale

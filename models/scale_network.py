@@ -29,9 +29,9 @@ class NetworkConfig:
     max_gap_norm: the largest gap norm that the network may see; larger ones, infinity and NaN count as this one.
     min_scale, max_scale: the scale never leaves this range.
 
-    The defaults are the authors' SDXL network. Its max_gap_norm of 200 is measured: its scale stays within the 0.66 to
-    1.55 that it uses at ordinary norms up to there (0.70 to 1.09 from 150 to 200), then falls without end: below 0.66 by
-    norm 300, below 0 by 1,900, and -428 at 1e6. With every input clamped its scale cannot reach 0.5 or 2.
+    The defaults are those of the authors' SDXL network. Its max_gap_norm of 200 is measured: up to there its scale stays within
+    0.66 to 1.55, as at ordinary norms (0.70 to 1.09 from 150 to 200). Then it falls without end: below 0.66 by norm 300, below 0
+    by 1,900, and -428 at 1e6. With every input clamped its scale cannot reach 0.5 or 2.
     """
 
     hidden_width: int = 128
@@ -58,10 +58,10 @@ class NetworkConfig:
 
 
 class ScaleNetwork(ScaleModel):
-    """Embedding, MLP, bounds. Differentiable, so that training uses this very module.
+    """Embedding, MLP, bounds. It is differentiable, so training uses this very module.
 
-    Computes in float32 whatever comes in, autocast or not, and moves to the device of its inputs by itself.
-    A sample whose gap norm is NaN or infinite gets the scale of max_gap_norm, and no other sample sees it.
+    It always computes in float32, with autocast too, and moves to the device of its inputs by itself. A sample whose gap norm is
+    NaN or infinite gets the scale of max_gap_norm, and affects no other sample.
     """
 
     frequencies: torch.Tensor
@@ -72,13 +72,13 @@ class ScaleNetwork(ScaleModel):
     def __init__(self, info: ScaleInfo, config: NetworkConfig | None = None):
         super().__init__(info)
         self.config = config = config or NetworkConfig()
-        # A network loaded while ComfyUI executes (inference mode) must still be trainable afterwards.
+        # A network that is loaded while ComfyUI executes (in inference mode) must still be trainable.
         with torch.inference_mode(False):
             self.layers = torch.nn.ModuleList(
                 torch.nn.Linear(fan_in, fan_out, dtype=torch.float32) for fan_in, fan_out in pairwise(config.widths)
             )
             self._constant("frequencies", config.frequencies)
-            # Of timestep, gap norm and lambda. Outside 0..1 the network is periodic in lambda: 2 would guide less than 1.
+            # For timestep, gap norm and lambda. Beyond 0..1 the network is periodic in lambda: 2 would guide less than 1.
             self._constant("least", (0.0, 0.0, 0.0))
             self._constant("largest", (TIMESTEP_RANGE, config.max_gap_norm, 1.0))
             self._constant("divisors", (TIMESTEP_RANGE, config.gap_divisor, 1.0))
@@ -93,7 +93,7 @@ class ScaleNetwork(ScaleModel):
             _lambda_tensor(guidance_lambda, device),
         )
         with _autocast_off(device.type):
-            # All three at once, for on a GPU every operation counts. NaN becomes the largest, as infinity does.
+            # All three at once, as every operation costs time on a GPU. NaN becomes the largest, as infinity does.
             inputs = torch.stack(inputs, dim=-1).nan_to_num(nan=torch.inf).clamp(self.least, self.largest) / self.divisors
             hidden = self._embed(inputs).flatten(1)
             for layer in self.layers[:-1]:
@@ -103,7 +103,7 @@ class ScaleNetwork(ScaleModel):
 
     @torch.no_grad()
     def largest_value(self) -> float:
-        """What no value on the way from any input to the scale exceeds in size; infinity and NaN where there is no such bound."""
+        """A bound on every value between any input and the scale; infinity or NaN where there is none."""
         config = self.config
         inputs = (1.0, config.max_gap_norm / config.gap_divisor, 1.0)
         angles = max(inputs) * max(map(abs, config.frequencies), default=0.0)
@@ -117,12 +117,12 @@ class ScaleNetwork(ScaleModel):
         return float(torch.stack(largest).max())
 
     def _embed(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, 3] -> [B, 3, 1 + len(frequencies)]: of each input x: x, cos(f x) for each frequency f."""
+        """[B, 3] -> [B, 3, 1 + len(frequencies)]: for each input x: x, and cos(f x) for each frequency f."""
         x = x.unsqueeze(-1)
         return torch.cat([x, torch.cos(x * self.frequencies)], dim=-1)
 
     def _constant(self, name: str, values: tuple[float, ...]) -> None:
-        """Moves with the network, and is not saved."""
+        """A tensor that moves with the network and is not saved."""
         self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
 
     def _move_to(self, device: torch.device) -> None:

@@ -3,8 +3,8 @@
 One coordinate serves all models, the noise-to-signal ratio `nsr`: sigma of data with unit variance on the VE path (there it is
 sqrt((1 - abar) / abar)), s / (1 - s) on the flow path.
 
-Pure torch, element by element, on any device and without host synchronisation. float64 in gives float64 out; everything
-else is computed in float32.
+All functions work element by element, on any device and without waiting for it. float64 in gives float64 out; everything else is
+computed in float32.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from .scale_model import Path, ScaleInfo
 
 TIMESTEPS = 1000
 BETA_START, BETA_END = 0.00085, 0.012  # "scaled linear": linear in sqrt(beta)
-LARGEST_NSR = 1e9  # in the place of infinity, where a flow model has noise alone
+LARGEST_NSR = 1e9  # instead of infinity, where a flow model has noise alone
 
 
 @lru_cache(maxsize=1)
 def ve_sigmas() -> torch.Tensor:
     """Sigma of each timestep 0..999 of SDXL's schedule, ascending: [1000], float64, on the CPU. Do not write into it."""
-    with torch.inference_mode(False):  # a table first built during sampling must serve training too
+    with torch.inference_mode(False):  # a table that is built during sampling must serve training too
         betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, TIMESTEPS, dtype=torch.float64) ** 2
         abar = torch.cumprod(1.0 - betas, dim=0)
         return ((1.0 - abar) / abar).sqrt()
@@ -72,14 +72,14 @@ def nsr_of_share(share: torch.Tensor) -> torch.Tensor:
 def next_on_training_grid(nsr: torch.Tensor, info: ScaleInfo, path: Path | None = None, last_step: bool = False) -> torch.Tensor:
     """The noise-to-signal ratio one training step below `nsr`: same shape, 0 <= next < nsr.
 
-    Exact at the grid's own points and continuous between them. Beyond either end the grid goes on as it ends: above its first
-    level with the ratio of its first step, below its last but one with the ratio of its last step that leaves noise.
+    Exact at the grid's own points and continuous between them. Beyond its ends the grid continues with a constant ratio: above
+    its first level that of its first step, below its last but one that of its last step that leaves noise.
 
     path: of the model that `nsr` belongs to. Needed only where info.path is None (a fixed rule, which fits both).
-    last_step: the run's own step leads to the picture. Then the training's last level does so too, and all below it.
+    last_step: whether the run's own step leads to the picture. If so, the grid's last level does too, and all levels below it.
 
     Grids: n timesteps per step mean on the VE path t - n on the 1000-step schedule (t = n, 2n, ... end on t = 0, after which
-    comes the picture), and on the flow path s - n/1000. A tuple holds sigmas or flow times, with linear steps between them.
+    comes the picture), and on the flow path s - n/1000. A tuple holds noise-to-signal ratios (ve) or times (flow), linear between.
     """
     path = info.path or path
     if path is None:

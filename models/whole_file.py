@@ -1,4 +1,4 @@
-"""Writing a file so that nobody ever sees half of it."""
+"""Writing a file so that nobody ever sees a half-written one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write `path` through a temporary file in its folder and rename it; whatever fails, no temporary file stays.
+    """Write a temporary file in the path's folder and rename it. If anything fails, no temporary file remains.
 
-    Processes that write the same path at once each use their own temporary file: the last one to rename wins, whole.
+    Processes that write the same path at the same time each use their own temporary file. The last to rename wins.
     Raises OSError.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")

@@ -1,1 +1,1 @@
-"""Figures as ComfyUI pictures: drawn with matplotlib where it is installed, a sentence on a picture where it is not."""
+"""Figures as ComfyUI pictures. They need matplotlib; without it, the picture is a sentence that says so."""

@@ -1,7 +1,7 @@
-"""What all figures share: size, type, colours, and the way from a matplotlib figure to an IMAGE.
+"""What all figures share: size, font, colours, and the conversion of a matplotlib figure to an IMAGE.
 
-matplotlib is imported when a figure is made, never before. Figures are made without pyplot and state every colour and size
-themselves, so that they neither see nor change the settings of other users of matplotlib in the same process.
+matplotlib is imported only when a figure is made. Figures are made without pyplot and set every colour and size themselves, so
+that they neither see nor change the settings of other users of matplotlib in the same process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 1024, 512  # pixels
 DPI = 100
-FONT, FONT_SIZE = "DejaVu Sans", 14  # matplotlib brings it along; points, so that half the size is still readable
+FONT, FONT_SIZE = "DejaVu Sans", 14  # comes with matplotlib; in points, readable at half the size
 PAPER, INK, FAINT = "white", "#202020", "#d8d8d8"
 
 NO_MATPLOTLIB = (
@@ -63,7 +63,7 @@ def new_figure(width: int = WIDTH, height: int = HEIGHT) -> Figure:
 
 
 def dress(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
-    """Titles, a light grid and plain axes. Call it last: it also dresses the ticks and the legend that are there."""
+    """Titles, a light grid and plain axes. Call it last: it also styles the ticks and the legend."""
     font = {"fontfamily": FONT, "color": INK}
     axes.set_facecolor(PAPER)
     axes.set_title(title, fontsize=FONT_SIZE, loc="left", **font)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LAMBDAS = (0.0, 0.2, 0.4, 0.6, 0.8)
-# Near viridis, dark to light as lambda rises: told apart by lightness alone, and by dash and marker besides.
+# Near viridis, from dark to light as lambda rises: lightness alone tells them apart, and so do dash and marker.
 COLOURS = ("#440154", "#3f4889", "#2a788e", "#1f9e6e", "#d0b000")
 DASHES = ("-", (0, (6, 2)), (0, (3, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1.2)))
 MARKERS = ("o", "s", "^", "D", "v")
@@ -27,7 +27,7 @@ MEDIAN = 4
 
 
 def fit_figure(fit: Fit, profile: Profile, steps: int) -> Figure:
-    """The fitted scale over a run beside the held-out loss. steps: how many the fit would have taken without stopping early."""
+    """The fitted scale over a run, beside the held-out loss. steps: those of the fit without early stopping."""
     figure = new_figure()
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     _draw_scales(left, fit.network, profile)
@@ -87,7 +87,7 @@ def _draw_scales(axes: Axes, network: ScaleNetwork, profile: Profile) -> None:
 
 
 def _draw_losses(axes: Axes, history: list[Check], steps: int, constant_loss: float | None = None) -> None:
-    """With constant_loss: as per cent above (below 0: better than) the best constant scale; without it, as it is."""
+    """With constant_loss: in per cent above the best constant scale (below 0: better). Without it: the loss itself."""
     x, losses = [check.step for check in history], [check.held_out_loss for check in history]
     if constant_loss is not None:
         losses = [100 * (loss / constant_loss - 1) for loss in losses]
@@ -101,7 +101,7 @@ def _draw_losses(axes: Axes, history: list[Check], steps: int, constant_loss: fl
     axes.yaxis.get_offset_text().set(color=INK, fontsize=FONT_SIZE - 2)
     if constant_loss is not None:
         low, high = axes.get_ylim()
-        axes.set_ylim(min(low, -0.5), max(high, 0.5))  # a difference far below 1% must look like none
+        axes.set_ylim(min(low, -0.5), max(high, 0.5))  # a difference far below 1% must look like no difference
         axes.yaxis.set_major_formatter("{x:+.3g}%")
         axes.legend(loc="best")
     dress(axes, "held-out loss (star: kept)", "step of the fit", "")

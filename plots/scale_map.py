@@ -1,4 +1,4 @@
-"""The picture of a scale model: its scale over timestep and gap norm, and the way that a run took over it."""
+"""The picture of a scale model: its scale over timestep and gap norm, and the path of a run across it."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ def _paths(trace: RunTrace) -> list[tuple[list[float], list[float]]]:
 
 
 def _of_lambda(trace: RunTrace | None, paths: list, guidance_lambda: float) -> list:
-    """Of a sweep the paths of the samples with this lambda; all where none has it, and of any other run."""
+    """For a sweep, the paths of the samples with this lambda; all paths if no sample has it, or for any other run."""
     lambdas = torch.as_tensor(trace.guidance_lambda if trace else 0.0).reshape(-1).tolist()
     own = [path for path, value in zip(paths, lambdas, strict=False) if abs(value - guidance_lambda) < 1e-3]
     return own if len(lambdas) == len(paths) and own else paths
 
 
 def _largest_norm(scale_model: ScaleModel, paths: list[tuple[list[float], list[float]]]) -> float:
-    """The norms that matter: a fifth more than the run's, else those up to which the network's input is ordinary."""
+    """The largest norm to draw: a fifth above the run's, or else as far as the network's inputs are usual."""
     if paths:
         norms = torch.tensor([norms for _, norms in paths])
         return max(1.2 * float(norms.nan_to_num(0.0, 0.0).max()), 1e-3)

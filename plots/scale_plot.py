@@ -21,7 +21,7 @@ MOST_NAMED = 10  # a legend of more samples would hide the lines
 
 
 def trace_figure(trace: RunTrace, remark: str = "") -> Figure:
-    """CFG scale, the network's scale and gap norm over the run's model calls: a line per sample. remark: a line above."""
+    """CFG scale, the network's scale and gap norm over the run's model calls: a line per sample. remark: a line of text above."""
     calls = trace.calls
     panels = [
         ("CFG scale applied", [call.cfg_scale for call in calls]),
@@ -54,7 +54,7 @@ def trace_table(trace: RunTrace) -> str:
 
 
 def sample_names(trace: RunTrace) -> list[str]:
-    """What the legend calls each sample of the batch: its lambda too, where they differ."""
+    """The legend's name for each sample of the batch, with its lambda where they differ."""
     count = len(trace.calls[0].scale)
     lambdas = torch.as_tensor(trace.guidance_lambda, dtype=torch.float32).reshape(-1)
     if lambdas.numel() == 1:
@@ -68,7 +68,7 @@ def _lambda_in_words(trace: RunTrace) -> str:
 
 
 def _draw(axes: Axes, values: torch.Tensor, sigmas: list[float], names: list[str]) -> None:
-    """values: [calls, samples]. Colours come round after five samples, with other dashes."""
+    """values: [calls, samples]. After five samples the colours repeat, with other dashes."""
     x = torch.arange(1, len(values) + 1).numpy()
     for i, name in enumerate(names):
         axes.plot(

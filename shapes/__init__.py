@@ -1,1 +1,1 @@
-"""The embedded demo: a tiny text-to-image model of our own, with its renderer, tokenizer, judge and weights."""
+"""The bundled demo: a tiny text-to-image model, with its renderer, tokenizer, judge and weights."""

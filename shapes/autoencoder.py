@@ -21,7 +21,7 @@ class _Residual(nn.Module):
 
 
 class AutoEncoder(nn.Module):
-    """Two pixels to a latent place. The latents' mean and variance are measured while training and divided out."""
+    """2 x 2 pixels make one latent place. The latents are normalised by the mean and variance measured in training."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The demo's weights on disk: `shapes/weights/<part>.safetensors`, stored in half precision, computed with in float32."""
+"""The demo's weights on disk: `shapes/weights/<part>.safetensors`. They are stored in half precision and used in float32."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def load_part(name: str, module: nn.Module) -> nn.Module:
 
 
 def save_weights(name: str, module: nn.Module) -> None:
-    """Through a temporary name: a half-written file is never taken for weights."""
+    """Write under a temporary name and rename, so that nobody reads a half-written file."""
     WEIGHTS.mkdir(exist_ok=True)
     tensors = {k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in module.state_dict().items()}
     partial = WEIGHTS / f"{name}.part"

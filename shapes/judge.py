@@ -52,8 +52,8 @@ class Judge(nn.Module):
 
     @torch.inference_mode()
     def drawing_error(self, pictures: torch.Tensor) -> torch.Tensor:
-        """[B] root mean square difference, in [0, 1], between a picture and the scene read from it, drawn anew.
+        """[B] root mean square difference, in [0, 1], between a picture and a new drawing of the scene read from it.
 
-        It grows with blurred edges, wrong colours and burnt ones, whatever the prompt was.
+        It grows with blurred edges and with wrong or over-saturated colours, and does not depend on the prompt.
         """
         return (render(self.read(pictures)) - pictures).square().mean((1, 2, 3)).sqrt()

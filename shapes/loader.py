@@ -1,4 +1,4 @@
-"""The demo as ComfyUI knows models: a MODEL, a CLIP and a VAE that core's own nodes take."""
+"""The demo in ComfyUI's terms: a MODEL, a CLIP and a VAE for ComfyUI's own nodes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class FlowNetwork(nn.Module):
 
 
 class EpsilonNetwork(FlowNetwork):
-    """The same, as ComfyUI calls SDXL: x = (x0 + sigma eps) / sqrt(1 + sigma^2), timestep 0 to 999, out comes eps.
+    """The same, as ComfyUI calls SDXL: x = (x0 + sigma eps) / sqrt(1 + sigma^2), timestep 0 to 999; it gives eps.
 
     With s = sigma / (1 + sigma), z = (1 - s) x0 + s eps is x rescaled, and eps = z + (1 - s) v.
     """
@@ -76,7 +76,7 @@ class EpsilonNetwork(FlowNetwork):
 
 
 class ShapesTokenizer:
-    """Core's prompt syntax, (word:1.2) included, over the demo's own words."""
+    """ComfyUI's prompt syntax, with (word:1.2), for the demo's own words."""
 
     def __init__(self, **kwargs) -> None:
         pass
@@ -100,10 +100,10 @@ class ShapesTokenizer:
 
 
 class ShapesClip(nn.Module, comfy.sd1_clip.ClipTokenWeightEncoder):
-    """The text encoder with core's way of weighting words; it has no pooled output, as the model needs none."""
+    """The text encoder, with ComfyUI's way of weighting words. It has no pooled output, as the model needs none."""
 
     dtypes = {torch.float32}
-    disable_offload = True  # newer hosts: keep it whole on its device, it is tiny and has plain layers
+    disable_offload = True  # for newer hosts: keep it whole on its device, as it is tiny and has plain layers
     special_tokens = {"pad": text.PAD}
 
     def __init__(self, device=None, **kwargs) -> None:
@@ -125,14 +125,14 @@ class ShapesClip(nn.Module, comfy.sd1_clip.ClipTokenWeightEncoder):
 
 
 class EnlargedAutoEncoder(nn.Module):
-    """The autoencoder behind pictures of four times its size."""
+    """The autoencoder for pictures of four times its size."""
 
     def __init__(self) -> None:
         super().__init__()
         self.inner = load_part("autoencoder", AutoEncoder())
 
     def encode(self, pictures: torch.Tensor, **kwargs) -> torch.Tensor:
-        if pictures.numel() == 0:  # ComfyUI has cut what is no multiple of 8
+        if pictures.numel() == 0:  # ComfyUI crops to multiples of 8
             raise AnnealingError("The picture is smaller than 8 x 8 pixels, the least that this VAE encodes. Give a larger one.")
         return self.inner.encode(F.avg_pool2d(pictures, ENLARGE))
 
@@ -152,7 +152,7 @@ def _model(variant: str) -> comfy.model_patcher.ModelPatcher:
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
-    patcher.cached_patcher_init = (_model, (variant,))  # newer hosts: how to make it again on another GPU
+    patcher.cached_patcher_init = (_model, (variant,))  # for newer hosts: how to make it again on another GPU
     return patcher
 
 
@@ -161,7 +161,7 @@ def _clip() -> comfy.sd.CLIP:
 
 
 def _vae() -> comfy.sd.VAE:
-    # Core's VAE of the same geometry (4 channels, 8 pixels a place), so that it has whatever this host's version gives a VAE.
+    # A VAE of ComfyUI's with the same geometry (4 channels, 8 pixels a place): it has whatever this host's version expects.
     vae = comfy.sd.VAE(comfy.taesd.taesd.TAESD(latent_channels=CHANNELS).state_dict(), dtype=torch.float32)
     vae.first_stage_model = EnlargedAutoEncoder()
     vae.patcher = comfy.model_patcher.ModelPatcher(

@@ -24,7 +24,7 @@ def frequencies(t: torch.Tensor, width: int) -> torch.Tensor:
 class Block(nn.Module):
     """Attention over text and picture, then an MLP, both modulated by the time as in DiT (adaLN-zero).
 
-    The modulation is one for all blocks plus a bias of each block's own.
+    All blocks share one modulation; each adds its own bias.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -51,9 +51,9 @@ class Block(nn.Module):
 class ShapesTransformer(nn.Module):
     """v = noise - x0 [B, 4, H, W] for z = (1 - s) x0 + s noise, time s [B] in [0, 1] and text [B, L, 64] of any length L.
 
-    U-ViT's long skips (Bao et al., 2022) join the first half of the blocks to the second; a thin convolutional stem and
-    head keep what the 4x4 patches would lose at their borders. H and W are any: what the last patches lack is filled with the
-    picture's other edge and cut off again, as ComfyUI's own transformers do.
+    U-ViT's long skips (Bao et al., 2022) join the first half of the blocks to the second. A thin convolutional stem and
+    head keep what the 4x4 patches would lose at their borders. Any H and W: the last patches are filled from the picture's other
+    edge, and that part is cut off again, as in ComfyUI's own transformers.
     """
 
     def __init__(self, width: int = 128, depth: int = 6, heads: int = 4, stem: int = 16) -> None:
@@ -94,7 +94,7 @@ class ShapesTransformer(nn.Module):
 
 
 def _filled(z: torch.Tensor, dim: int) -> torch.Tensor:
-    """z with its beginning again at its end along `dim`, up to whole patches. Not by F.pad, which goes round only once."""
+    """z, its beginning repeated at its end along `dim` up to whole patches. Not by F.pad, which repeats it only once."""
     size = z.shape[dim]
     if size % PATCH == 0:
         return z

@@ -25,7 +25,7 @@ SIZE = 32  # pixels, before the 4x enlargement
 
 N_OBJECTS = len(COLOURS) * len(SHAPES)
 N_SCENES = N_OBJECTS * N_OBJECTS * len(AXES)
-N_HELD_OUT = 256  # scenes that no training ever sees; said both ways they are 512 prompts
+N_HELD_OUT = 256  # scenes that no training ever sees; worded both ways they are 512 prompts
 
 
 @dataclass
@@ -56,7 +56,7 @@ def scene_number(colour: torch.Tensor, shape: torch.Tensor, axis: torch.Tensor) 
 
 
 def scene_split() -> tuple[torch.Tensor, torch.Tensor]:
-    """(training scenes, held-out scenes) as scene numbers; fixed for ever."""
+    """(training scenes, held-out scenes) as scene numbers; always the same."""
     order = torch.randperm(N_SCENES, generator=torch.Generator().manual_seed(20260424))
     return order[N_HELD_OUT:], order[:N_HELD_OUT]
 
@@ -78,7 +78,7 @@ def place(numbers: torch.Tensor, generator: torch.Generator) -> Scenes:
 
 
 def caption(scene: Scenes, index: int, swapped: bool = False) -> str:
-    """The scene in words; swapped names the second object first ("B right of A"), which is the same picture."""
+    """The scene in words. swapped: name the second object first ("B right of A"); the picture is the same."""
 
     def name(i: int) -> str:
         colour = list(COLOURS)[scene.colour[index, i]]
@@ -89,7 +89,7 @@ def caption(scene: Scenes, index: int, swapped: bool = False) -> str:
 
 
 def held_out_prompts() -> tuple[list[str], torch.Tensor]:
-    """The 512 prompts of the held-out scenes, each scene said both ways, and their scene numbers [512]."""
+    """The 512 prompts of the held-out scenes, each scene worded both ways, and their scene numbers [512]."""
     _, numbers = scene_split()
     scenes = place(numbers, torch.Generator().manual_seed(0))
     prompts = [caption(scenes, i, swapped) for i in range(len(scenes)) for swapped in (False, True)]

@@ -1,7 +1,7 @@
 """Words to numbers to vectors: the demo's tokenizer and its small text encoder.
 
-The encoder plays the part that CLIP plays for SDXL. It is trained beforehand to know, at every word, which object that
-word belongs to, and is frozen while the picture model learns.
+The encoder does what CLIP does for SDXL. It is trained first, to know at every word which object the word belongs to, and is
+frozen while the picture model learns.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from .scenes import AXES, COLOURS, SHAPES
 
-SILENT = ("a", "an", "the", "of", "to", "is")  # understood, but carrying nothing: no token
+SILENT = ("a", "an", "the", "of", "to", "is")  # allowed, but without a token: they carry no meaning
 VOCABULARY = (*COLOURS, *SHAPES, *(phrase.split()[0] for axis in AXES for phrase in axis))
 PAD = 0  # token numbers start at 1
 N_TOKENS = 6
@@ -60,7 +60,7 @@ def pad(token_lists: list[list[int]]) -> torch.Tensor:
 class TextEncoder(nn.Module):
     """Tokens [B, L] to embeddings [B, L, WIDTH], mean 0 and variance 1 over each token's features.
 
-    PAD comes out as zeros, so the empty prompt and core's ConditioningZeroOut are the same condition.
+    PAD gives zeros, so the empty prompt and ComfyUI's ConditioningZeroOut are the same condition.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         padding = tokens == PAD
-        # A row of nothing but PAD would give the attention no key at all; it is zeroed below in any case.
+        # A row of only PAD would leave the attention without any key. It is not ignored, but zeroed below.
         ignored = padding & ~padding.all(1, keepdim=True)
         x = self.token(tokens) + self.position.weight[: tokens.shape[1]]
         x = F.layer_norm(self.layers(x, src_key_padding_mask=ignored), (WIDTH,))

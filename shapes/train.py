@@ -1,9 +1,9 @@
-"""Trains the Shapes demo model from its seed, without any data but what the renderer draws.
+"""Trains the Shapes demo model from its seed, on pictures that the renderer draws.
 
     python tools/dev.py train text autoencoder judge flow epsilon
 
-Every part writes `shapes/weights/<part>.safetensors` when it is done and keeps its state in
-`--state` meanwhile: the same command goes on where it was stopped. `--device cuda` trains on a GPU.
+Every part writes `shapes/weights/<part>.safetensors` when it is done. Until then it keeps its state in `--state`, so that the
+same command resumes an interrupted training. `--device cuda` trains on a GPU.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SEED = 20251122
 STEPS = {"text": 1500, "autoencoder": 2000, "judge": 2500, "flow": 8000, "epsilon": 1500}
 PEAK_LR = {"text": 1e-3, "autoencoder": 2e-3, "judge": 2e-3, "flow": 1.5e-3, "epsilon": 7e-4}
 BATCH = {"text": 256, "autoencoder": 48, "judge": 96, "flow": 64, "epsilon": 64}
-WRONG_CAPTIONS = 0.3  # share of captions with one object misnamed: web captions err too, and guidance is what mends it
+WRONG_CAPTIONS = 0.3  # share of captions with one wrong object: web captions have errors too, and guidance corrects for them
 NO_CAPTION = 0.1  # share of captions left out, for the unconditional prediction
 
 
@@ -49,12 +49,12 @@ class Part:
         return render(scenes).to(self.device)
 
     def result(self, module: nn.Module) -> nn.Module:
-        """What of the trained module is kept."""
+        """The part of the trained module that is kept."""
         return module
 
 
 class TextPart(Part):
-    """At every word, which object it belongs to and where that object stands."""
+    """Learns, at every word, which object it belongs to and where that object is."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -81,7 +81,7 @@ class TextPart(Part):
 
 
 class AutoEncoderPart(Part):
-    """Pictures back from their latents, also from latents with noise on them: that makes the edges clean."""
+    """Learns to restore pictures from their latents, with noise on them too, which makes the edges clean."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -95,7 +95,7 @@ class AutoEncoderPart(Part):
 
 
 class JudgePart(Part):
-    """Reads every scene, held-out ones too, from pictures with noise and shifted colours."""
+    """Learns to read every scene, held-out ones too, from pictures with noise and shifted colours."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -154,7 +154,7 @@ class PicturePart(Part):
 
 
 def caption_embeddings(encoder: text.TextEncoder) -> torch.Tensor:
-    """[N_SCENES, 2, N_TOKENS, WIDTH]: every scene said both ways."""
+    """[N_SCENES, 2, N_TOKENS, WIDTH]: every scene worded both ways."""
     scenes = place(torch.arange(N_SCENES), torch.Generator().manual_seed(0))
     tokens = [text.tokenize(caption(scenes, i, swapped)) for i in range(N_SCENES) for swapped in (False, True)]
     return torch.cat([encoder(chunk) for chunk in text.pad(tokens).split(256)]).unflatten(0, (N_SCENES, 2))
@@ -170,12 +170,12 @@ PARTS: dict[str, Callable[[torch.device], Part]] = {
 
 
 def learning_rate(name: str, step: int, steps: int) -> float:
-    """Warm-up, a plateau, and a linear way down over the last third."""
+    """Warm-up, a plateau, and a linear decrease over the last third."""
     return PEAK_LR[name] * min((step + 1) / min(300, steps / 10), 1.0, 3 * (steps - step) / steps)
 
 
 def train(name: str, steps: int, device: torch.device, state_folder: Path) -> None:
-    """Trains one part to its end, from the last saved state if there is one, and writes its weights."""
+    """Train one part, from its last saved state if there is one, and write its weights."""
     torch.manual_seed(SEED)
     part = PARTS[name](device)
     average = copy.deepcopy(part.module)
@@ -198,7 +198,7 @@ def train(name: str, steps: int, device: torch.device, state_folder: Path) -> No
     running, first, began, saved = math.nan, step, time.monotonic(), time.monotonic()
     try:
         while step < steps:
-            # Seeded by the step: a run that was interrupted sees the same batches.
+            # Seeded by the step, so that an interrupted training sees the same batches.
             generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)
             loss = part.loss(BATCH[name], generator)
             optimizer.zero_grad()
