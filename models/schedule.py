@@ -79,7 +79,8 @@ def next_on_training_grid(nsr: torch.Tensor, info: ScaleInfo, path: Path | None 
     last_step: whether the run's own step leads to the picture. If so, the grid's last level does too, and all levels below it.
 
     Grids: n timesteps per step mean on the VE path t - n on the 1000-step schedule (t = n, 2n, ... end on t = 0, after which
-    comes the picture), and on the flow path s - n/1000. A tuple holds noise-to-signal ratios (ve) or times (flow), linear between.
+    comes the picture), and on the flow path s - n/1000. A tuple holds noise-to-signal ratios (ve) or times (flow);
+    between them the steps are linear.
     """
     path = info.path or path
     if path is None:

@@ -1,1 +1,1 @@
-"""Fitting a scale network to any model: a table from forward passes alone (the profile), then a fit that needs no model."""
+"""Training a scale for any model: forward passes alone fill a table (the profile), then a fit that needs no model."""

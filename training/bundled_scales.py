@@ -18,9 +18,9 @@ from .profile import ProfileSettings, TrainingGrid
 from .shards import MeasuredProfile, measure, measure_into
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "models" / "weights"
-# At lambda 0 the fitted scale is near 1 on any grid, so the grid sets the strength there, and the balance of the loss how far
-# lambda raises it. These make lambda 0 .. 0.9 span what is useful on Shapes (benchmarks/training_grid.py): on average CFG 3 to
-# 5. On the paper's 50 steps scale 1 alone means CFG 12.
+# At lambda 0 the fitted scale is near 1 on any grid. So the grid sets the strength there, and the balance of the loss sets how
+# far lambda raises it. With these, lambda 0 to 0.9 spans what is useful on Shapes: CFG 3 to 5 on average. On the paper's 50 steps
+# a scale of 1 already means CFG 12.
 EPSILON_STEP = 100  # timesteps: 10 steps
 FLOW_STEPS = 14
 BALANCE: LossBalance = "ratio"
@@ -28,12 +28,12 @@ PICTURES, SAMPLES = 512, 4
 
 
 def training_grid(variant: str, model_sampling: ModelSampling) -> TrainingGrid:
-    """epsilon: every 50th timestep. flow: even times through the model's own shift, as the Paper Schedule node gives them."""
+    """epsilon: every 100th timestep. flow: even times through the model's own shift, as the Paper Schedule node gives them."""
     return EPSILON_STEP if variant == "epsilon" else tuple(paper_schedule.sigmas(model_sampling, FLOW_STEPS).tolist())
 
 
 def training_pictures(clip: Any, vae: Any, count: int, seed: int) -> list[Picture]:
-    """Pictures (latents 4 x 16 x 16) that the renderer draws, with their captions; held-out scenes left out."""
+    """Pictures (latents 4 x 16 x 16) that the renderer draws, with their captions; never of held-out scenes."""
     pictures, said = captioned_pictures(count, seed)
     with torch.no_grad():
         latents = torch.cat([vae.encode(part) for part in pictures.split(64)])
@@ -44,7 +44,7 @@ def training_pictures(clip: Any, vae: Any, count: int, seed: int) -> list[Pictur
 def measure_shapes(
     variant: str, pictures: int, seed: int = 0, grid: TrainingGrid | None = None, folder: Path | None = None
 ) -> MeasuredProfile:
-    """The profile of a Shapes model on a training grid (its own), kept in the folder if one is named.
+    """The profile of a Shapes model on a training grid (None: its own), kept in the folder if there is one.
 
     The negative is the empty prompt, which is zeros.
     """

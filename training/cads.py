@@ -1,7 +1,7 @@
 """The perturbation of the conditional embeddings while training, after CADS (arXiv 2310.17347).
 
-The scale network shall meet conditional predictions that miss the prompt, as they do in a real run, so that it learns when
-to guide more. The noisier the level, the less of the embedding is left.
+In a real run the conditional prediction may miss the prompt. The scale network must see such predictions in training, to learn
+when to guide more. The noisier the level, the less of the embedding remains.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..guidance.host_types import Conditioning, Options
 
 NOISE_SCALE = 0.025
 
-# What ComfyUI's text encoders give for a prompt besides the sequence, each [1, ...], and the mask that belongs to it.
+# What ComfyUI's text encoders give for a prompt besides the sequence, each [1, ...], and its mask.
 _MASK_OF = {
     "pooled_output": None,  # SDXL, SD3, Flux, HiDream, HunyuanVideo, SD2 unCLIP, Stable Cascade
     "conditioning_llama3": None,  # HiDream: [1, layers, tokens, channels]
@@ -46,9 +46,9 @@ def perturbed(embedding: torch.Tensor, timestep: torch.Tensor, generator: torch.
 def perturbed_tokens(
     sequence: torch.Tensor, mask: torch.Tensor | None, timestep: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """The same for a sequence [1, L, C] with padding: tokens that are masked or zeros stay, and do not count for the spread.
+    """The same for a sequence [1, L, C] with padding: masked or zero tokens stay as they are and do not count.
 
-    mask: [1, L], 0 where the model does not look; None for none.
+    mask: [1, L], 0 for tokens that the model ignores; or None.
     """
     read = (sequence[0] != 0).any(dim=1).cpu()
     if mask is not None and mask.shape == sequence.shape[:2]:
@@ -60,7 +60,7 @@ def perturbed_tokens(
 
 
 def perturbed_conditioning(conditioning: Conditioning, timestep: torch.Tensor, generator: torch.Generator) -> Conditioning:
-    """A CONDITIONING of one prompt with one perturbed copy per timestep [B] of every embedding; the rest as it was."""
+    """A CONDITIONING of one prompt, with one perturbed copy of every embedding per timestep [B]; the rest is unchanged."""
 
     def copies(embedding: Any, mask_name: str | None, options: Options) -> Any:
         if not isinstance(embedding, torch.Tensor):
@@ -80,7 +80,7 @@ def perturbed_conditioning(conditioning: Conditioning, timestep: torch.Tensor, g
 
 
 def rows_of(conditioning: Conditioning, rows: torch.Tensor) -> Conditioning:
-    """Of a perturbed CONDITIONING the copies that belong to these rows; an embedding with one copy for all stays."""
+    """The copies in a perturbed CONDITIONING that belong to these rows. An embedding with a single copy stays."""
 
     def pick(embedding: Any) -> Any:
         return embedding[rows] if isinstance(embedding, torch.Tensor) and len(embedding) > 1 else embedding

@@ -1,5 +1,7 @@
-"""The command behind `tools/train_scale.py`: measure a model's profile and fit a scale to it, without a server, on any number of
-GPUs and machines."""
+"""The command of `tools/train_scale.py`: measure a model's profile and fit a scale to it, without a server.
+
+It runs on any number of GPUs and machines.
+"""
 
 from __future__ import annotations
 
@@ -31,18 +33,18 @@ from .training_grid import training_grid
 LONGEST_WAIT = timedelta(days=7)  # for the slowest rank
 
 DESCRIPTION = """\
-Trains an annealing scale for a model: measures it on captioned pictures (or on pictures that it makes from prompts), then
-fits the scale. Stop it at any time; the same command goes on where it was.
+Trains an annealing scale for a model: measures the model on captioned pictures (or on pictures that it makes from prompts), then
+fits the scale. Stop it at any time; the same command resumes.
 
   python tools/train_scale.py my_model --checkpoint sdxl.safetensors --pictures my_pictures/
   torchrun --nproc-per-node 4 tools/train_scale.py my_model --checkpoint sdxl.safetensors --prompts prompts.txt
 
-Under torchrun every process takes a GPU of its own and a share of the pictures. What follows -- goes to ComfyUI itself:
+Under torchrun every process takes its own GPU and a share of the pictures. Arguments after -- go to ComfyUI itself:
 -- --lowvram, -- --fp8_e4m3fn-unet and the like."""
 
 
 def main(arguments: Sequence[str], comfyui: Path) -> None:
-    """comfyui: the folder of the ComfyUI in use, for where files go by default. AnnealingError for the user's mistakes."""
+    """comfyui: the folder of the ComfyUI in use, where files go by default. AnnealingError for the user's mistakes."""
     options = parser().parse_args(arguments)
     folder = options.profile or comfyui / "output" / "annealing_profiles" / options.name
     output = options.output or comfyui / "models" / "annealing_guidance"
@@ -57,7 +59,7 @@ def main(arguments: Sequence[str], comfyui: Path) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the command's arguments, less those for ComfyUI itself."""
+    """For the command's arguments, except those for ComfyUI itself."""
     result = argparse.ArgumentParser(
         prog="train_scale.py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -109,7 +111,7 @@ def _described(options: argparse.Namespace) -> str:
 
 @contextmanager
 def ranks() -> Iterator[tuple[int, int]]:
-    """(rank, number of processes), joined to torchrun's process group if there are several."""
+    """(rank, number of processes). Joins torchrun's process group if there are several."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield 0, 1
@@ -128,9 +130,9 @@ def _from_all(value: Any, world: int) -> list[Any]:
 
 
 def _measure(options: argparse.Namespace, folder: Path, rank: int, world: int) -> None:
-    """Measure this rank's share of what no rank has measured yet; afterwards rank 0 has all shards in its folder."""
+    """Measure this rank's share of what no rank has measured yet. Afterwards rank 0 has all shards in its folder."""
     if bool(options.pictures) == bool(options.prompts):
-        raise AnnealingError("Give either --pictures FOLDER or --prompts FILE: what the model shall be measured on.")
+        raise AnnealingError("Give either --pictures FOLDER or --prompts FILE: what to measure the model on.")
     loaded = load(options)
     with torch.no_grad():
         negative = loaded.encode(options.negative)
@@ -172,7 +174,7 @@ def _measure_share(
     options: argparse.Namespace,
     line: PictureLine,
 ) -> None:
-    """Portion by portion, so that the encoders and the model need not be in memory together."""
+    """In portions, so that the encoders and the model need not be in memory together."""
     line(0, len(share))
     for start in range(0, len(share), ENCODED_AT_ONCE):
         portion = share[start : start + ENCODED_AT_ONCE]
@@ -186,7 +188,7 @@ def _measure_share(
 
 
 def _bring_together(folder: Path, rank: int, world: int) -> None:
-    """Copy the shards that rank 0's folder lacks into it: machines need no disk in common."""
+    """Copy to rank 0's folder the shards that it lacks, so that the machines need no shared disk."""
     if world == 1:
         return
     mine = {str(path.relative_to(folder)): path for path in folder.rglob("*.safetensors")}

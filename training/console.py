@@ -1,4 +1,4 @@
-"""What the training commands print: progress with pace and time left, the fit, the fitted scale."""
+"""What the training commands print: the progress, the fit, the fitted scale."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class PictureLine:
 
 
 def fit_and_save(profile: MeasuredProfile, settings: FitSettings, path: Path, **facts: str) -> ScaleNetwork:
-    """Fit, save, and print what came out. facts: trained_on, source, licence; the name is the file's.
+    """Fit, save, and print the result. facts: trained_on, source, licence; the name is the file's.
 
     AnnealingError for an unusable profile, and for a file that cannot be written.
     """

@@ -1,16 +1,16 @@
-"""What a profile was measured on, told apart without reading a whole model: SHA-256 of given values, samples of weights.
+"""Recognising what a profile was measured on, without reading a whole model: SHA-256 of values, and samples of weights.
 
-A model's fingerprint sees, in a few milliseconds and wherever the weights lie:
+A model's fingerprint takes a few milliseconds, on whatever device the weights are. Its parts, and what each part distinguishes:
 
   its class, and the names and shapes of its weights       another architecture
   8 values of each of 32 weights, without LoRAs            another checkpoint, a merge, an 8-bit copy
   LoRAs and other weight patches: keys, strengths, values  another LoRA, another strength
   its sampling: prediction and table of noise levels       another ModelSampling node, another shift
 
-The values are compared with a tolerance that float32, bfloat16 and float16 copies of a checkpoint stay within; an 8-bit or
-smaller copy counts as another model, as it predicts otherwise. Not seen: what changes the prediction without touching a weight
-(attention and block patches, FreeU, wrappers, control nets), fine-tuning that moves all weights by less than 0.5%, and LoRAs
-that hang on a conditioning (hooks).
+The values are compared with a tolerance: float32, bfloat16 and float16 copies of a checkpoint are alike. An 8-bit or smaller copy
+counts as another model, as its predictions differ. The fingerprint does not see what changes the prediction without changing a
+weight (attention and block patches, FreeU, wrappers, control nets), fine-tuning that moves all weights by less than 0.5%, and
+LoRAs attached to a conditioning (hooks).
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ Samples = list[list[float]]  # a few values of each of several tensors
 
 
 def digest(value: Any, values_per_tensor: int | None = None) -> bytes:
-    """SHA-256 of nested lists, dicts, numbers, strings and tensors. Tensors count by shape and values, in float32, on any
-    device; only `values_per_tensor` evenly spaced ones if given. Other objects count by their class and their `weights`."""
+    """SHA-256 of nested lists, dicts, numbers, strings and tensors.
+
+    Tensors count with their shape and their float32 values, all or `values_per_tensor` evenly spaced ones. Other objects count
+    with their class and their `weights`.
+    """
     hashed = hashlib.sha256()
     _feed(hashed, value, values_per_tensor)
     return hashed.digest()
@@ -59,7 +62,7 @@ def _feed(hashed: hashlib._Hash, value: Any, values_per_tensor: int | None) -> N
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that can be indexed: quantised ones dequantised where they know how, else their packed numbers."""
+    """A tensor that can be indexed. A quantised one is dequantised if it can be, else its packed numbers are used."""
     tensor = tensor.detach()
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         try:
@@ -70,12 +73,12 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _spread(length: int, count: int) -> torch.Tensor:
-    """At most `count` evenly spaced indices below length; never all at the same place of rows of 2^n values."""
+    """At most `count` evenly spaced indices below length, which do not all fall on one column of rows of 2^n values."""
     return torch.linspace(0, length - 1, min(count, length), dtype=torch.float64).long()
 
 
 def samples_of(tensors: list[torch.Tensor], count: int = VALUES) -> Samples:
-    """`count` evenly spaced values of each tensor, with the digits that half precision has."""
+    """`count` evenly spaced values of each tensor, rounded to five digits."""
     samples = []
     for tensor in tensors:
         values = _plain(tensor).flatten()
@@ -90,7 +93,7 @@ def alike(one: Samples, other: Samples, tolerance: float = TOLERANCE) -> bool:
         return False
     for mine, theirs in zip(one, other, strict=True):
         a, b = torch.tensor(mine, dtype=torch.float64), torch.tensor(theirs, dtype=torch.float64)
-        if not float((a - b).norm()) <= tolerance * float(b.norm()):  # so that NaN is like nothing
+        if not float((a - b).norm()) <= tolerance * float(b.norm()):  # NaN is never alike
             return False
     return True
 
@@ -112,7 +115,7 @@ class Fingerprint:
     merged: str = ""
 
     def differences(self, other: Fingerprint) -> list[str]:
-        """What differs, as parts of a sentence; nothing where the two may be one and the same model."""
+        """What differs, as parts of a sentence; empty where the two may be the same model."""
         if self.architecture != other.architecture:
             return [f"another model ({other.architecture.split()[0]}, this one is {self.architecture.split()[0]})"]
         found = []
@@ -143,12 +146,12 @@ def fingerprint(model: ModelPatcher) -> Fingerprint:
 
 
 def base_of(model: ModelPatcher) -> tuple[str, Samples]:
-    """(architecture, weights) of its Fingerprint: what LoRAs and nodes do not change."""
+    """(architecture, weights) of the model's Fingerprint: what LoRAs and nodes do not change."""
     inner = model.model
     weights = {name: weight for name, weight in inner.diffusion_model.named_parameters() if weight.numel() > 0}
     shapes = {name: list(weight.shape) for name, weight in weights.items()}
     named = hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()[:16]
-    # Matrices first: norms and biases are much alike in all models, and merges leave them alone.
+    # Only matrices, if there are any: norms and biases are much alike in all models, and merges often leave them out.
     matrices = [name for name in sorted(weights) if weights[name].ndim > 1] or sorted(weights)
     chosen = [matrices[i] for i in _spread(len(matrices), TENSORS).tolist()]
     samples = samples_of([_unpatched(model, f"diffusion_model.{name}", weights[name]) for name in chosen])
@@ -156,8 +159,8 @@ def base_of(model: ModelPatcher) -> tuple[str, Samples]:
 
 
 def merged_of(model: ModelPatcher) -> str:
-    """`merged` of its Fingerprint."""
-    # ComfyUI keeps a weight of another model as a list, a LoRA's as an adapter or a tuple.
+    """`merged` of the model's Fingerprint."""
+    # ComfyUI keeps another model's weight as a list, and a LoRA's as an adapter or a tuple.
     merges = {
         key: several
         for key, patches in model.patches.items()
@@ -167,7 +170,7 @@ def merged_of(model: ModelPatcher) -> str:
 
 
 def _unpatched(model: ModelPatcher, key: str, weight: torch.Tensor) -> torch.Tensor:
-    """The weight of the checkpoint, also while a LoRA is baked into the loaded one."""
+    """The checkpoint's weight, even while a LoRA is merged into the loaded one."""
     if key in model.backup:
         return model.backup[key].weight
     if key in model.hook_backup:

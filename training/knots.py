@@ -1,7 +1,7 @@
-"""The mean square of the gap after a step as a function of the scale: the profile's second term, as it is kept and looked up.
+"""The profile's second term: the mean square of the gap after a step, as a function of the scale.
 
-It is kept at TABLE scales, evenly spaced in u = log(1 + scale), and a cubic spline in u through these gives it and its slope in
-between. `curve` finds the numbers with few model calls.
+It is stored at TABLE scales, evenly spaced in u = log(1 + scale). A cubic spline in u gives values and slopes between them.
+`curve` finds the numbers with few model calls.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def table_scales(low: float, high: float) -> list[float]:
 
 
 class Tabulated:
-    """N functions of one scale each, the mean squares of N gaps; differentiable. Within the table's range only.
+    """The mean squares of N gaps, each a differentiable function of a scale. Only for scales within the table's range.
 
-    knots: the profile's, of which the first and the last are the ends of the table; values: [N, TABLE].
+    knots: the profile's; the first and the last are the ends of the table. values: [N, TABLE].
     """
 
     def __init__(self, knots: tuple[float, ...], values: torch.Tensor):
@@ -49,10 +49,10 @@ class Tabulated:
 
 
 def spline_weights(points: torch.Tensor, at: torch.Tensor, slope: bool = False) -> torch.Tensor:
-    """[T, K]: what the value at each point counts in a cubic spline, or in its slope, at T places [T]; all float64.
+    """[T, K]: the weights of the values at K points in a cubic spline, or in its slope, at T places [T]; all float64.
 
-    points: [K], K >= 3, rising from 0. The spline bends smoothly at its second and last but one point too ("not a knot"): through
-    three points it is a parabola, through four one cubic.
+    points: [K], K >= 3, rising from 0. The spline's third derivative does not jump at its second and last but one point ("not a
+    knot"): through three points it is a parabola, through four a single cubic.
     """
     bends = points[2:-2] if len(points) > 3 else points[:0]
 
@@ -68,13 +68,13 @@ def spline_weights(points: torch.Tensor, at: torch.Tensor, slope: bool = False) 
 
 
 def _hermite(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the left value, left slope, right value and right slope of an interval count at t of it, 0 to 1."""
+    """The weights of an interval's left value, left slope, right value and right slope at its place t, 0 to 1."""
     s = 1 - t
     return s * s * (1 + 2 * t), s * s * t, t * t * (1 + 2 * s), -t * t * s
 
 
 def squares_of_products(knots: tuple[float, ...], products: torch.Tensor) -> torch.Tensor:
-    """[N, TABLE], of an old profile, which kept the products [N, K, K] of the gaps at each two of K knots instead.
+    """[N, TABLE], from an old profile, which stored the products [N, K, K] of the gaps at each two of K knots.
 
     The gap is the polynomial in log(1 + scale) through its K values, so its mean square is never negative.
     """

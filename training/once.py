@@ -1,9 +1,10 @@
 """From a model and its text encoder to a profile, with nothing to prepare: for Train Annealing Scale.
 
-The model makes pictures from prompts and is measured on them at once. All of it is what Profile Guidance does; here are only the
-choices that nobody should have to make: prompts, negative, size, steps, and a profile as small as a fit can do with
-(benchmarks/studies/cheap_profile.py). A picture costs 44 rows (evaluations of one latent with one prompt): 20 to make it without
-guidance and 24 to measure it. Sampling one in 20 steps with CFG costs 40.
+The model makes pictures from prompts and is measured on them, as Profile Guidance does it. Only the choices are made here, so
+that users need not: prompts, negative, size, steps, and a profile as small as a fit allows (benchmarks/studies/cheap_profile.py).
+
+A picture costs about 44 rows (evaluations of one latent with one prompt): 20 to make it without guidance and about 24 to measure
+it. Sampling a picture in 20 steps with CFG costs 40.
 """
 
 from __future__ import annotations
@@ -36,23 +37,25 @@ PROMPTS = Path(__file__).with_name("prompts.txt")
 EFFORTS = {"quick": 32, "normal": 128, "thorough": 512}  # pictures
 # At lambda 0 a learned scale is about 1 on any grid, so the grid sets the strength: CFG 5 on average, on both paths.
 TRAINING_STEPS = {"ve": 20, "flow": 28}
-# Unguided: from pictures made with CFG the scale comes out far too strong (benchmarks/studies/own_pictures.py).
+# Unguided: pictures made with CFG give a scale that is far too strong (benchmarks/studies/own_pictures.py).
 SAMPLING = SampleSettings(steps=20, cfg=1.0, sampler="dpmpp_2m")
 SAMPLES, KNOTS, LARGEST_SCALE = 2, 5, 4.0
-SMALL_LATENT = 4 * 64 * 64  # values; with latents up to this size several noise levels at once cost hardly any memory
+SMALL_LATENT = 4 * 64 * 64  # values; up to this size, several noise levels at once cost hardly any memory
 
 _SMALLER = {  # pixels; every other model gets 1024 x 1024
     ShapesConfig: (128, 128),
     comfy.supported_models.SD15: (512, 512),
     comfy.supported_models.SD20: (512, 512),
 }
-_VIDEO = ("WAN", "Hunyuan_Video", "HunyuanVideo", "LTXV", "GenmoMochi", "Cosmos")  # how ComfyUI's classes of them begin
+_VIDEO = ("WAN", "Hunyuan_Video", "HunyuanVideo", "LTXV", "GenmoMochi", "Cosmos")  # how the names of ComfyUI's classes begin
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a scale is trained with. prompts: at least one. negative: None for the model's usual one. width, height: pixels.
-    pictures: how many the model makes, of all prompts alike."""
+    """What a scale is trained with.
+
+    prompts: at least one. negative: None for the model's usual one. width, height: in pixels. pictures: how many the model makes.
+    """
 
     prompts: tuple[str, ...]
     negative: Conditioning | None
@@ -61,7 +64,7 @@ class Request:
     pictures: int
 
     def described(self) -> str:
-        """For ScaleInfo.source: the same text for the same request, and another one for any other."""
+        """For ScaleInfo.source: the same text for the same request, and a different text for any other."""
         how = [SAMPLING.steps, SAMPLING.cfg, SAMPLING.sampler, SAMPLES, KNOTS, LARGEST_SCALE, TRAINING_STEPS]
         number = digest([self.prompts, self.negative, self.width, self.height, how]).hex()[:8]
         return (
@@ -71,7 +74,7 @@ class Request:
 
 
 def default_prompts(model: ModelPatcher) -> list[str]:
-    """The bundled list; for the demo model, which knows few words, captions of its own kind."""
+    """The bundled list; for the demo model, which knows few words, captions of its own."""
     if isinstance(model.model.model_config, ShapesConfig):
         return list(dict.fromkeys(captioned_pictures(EFFORTS["normal"], seed=0)[1]))
     return lines_of(PROMPTS.read_text(encoding="utf-8"))
@@ -102,7 +105,7 @@ def own_grid(model: ModelPatcher) -> TrainingGrid:
 
 
 def usual_negative(model: ModelPatcher, clip: Any) -> Conditioning:
-    """The empty prompt; zeros for SDXL, which was trained so."""
+    """The empty prompt; for SDXL zeros, as it was trained."""
     empty = encode(clip, "")
     return zeroed(empty) if isinstance(model.model, comfy.model_base.SDXL) else empty
 
@@ -119,10 +122,10 @@ def measure_own(
     request: Request,
     progress: Callable[[int, int], None] | None = None,
 ) -> MeasuredProfile:
-    """The profile of a model on pictures that it makes itself, kept in a folder of its own below `folder`.
+    """The profile of a model on pictures that it makes itself, kept in a subfolder of `folder`.
 
-    A run that was stopped goes on, also with more pictures. progress: as in `measure_into`. AnnealingError where it cannot be
-    measured: a clip that does not fit is found before the first picture is made.
+    An interrupted run resumes, also with more pictures. progress: as in `measure_into`. AnnealingError where the model cannot be
+    measured; a clip that does not fit is found before the first picture is made.
     """
     if clip is None:
         raise AnnealingError(
@@ -153,7 +156,7 @@ def measure_own(
     repeats = -(-request.pictures // len(chosen))
     pictures = sampled_pictures(model, size, positives, negative, replace(SAMPLING, count=repeats))[: request.pictures]
     batch_size = SAMPLES if size["samples"].numel() <= SMALL_LATENT else 1
-    # Of another model, LoRA, negative or choice of settings in another folder, which none of them could share.
+    # One subfolder for each model, LoRA, negative and choice of settings, as a profile's folder cannot hold two of them.
     key = digest([origin_of(model, negative, settings).metadata(), request.prompts, request.width, request.height]).hex()[:12]
     return measure_into(folder / key, model, pictures, negative, settings, batch_size, progress)
 
@@ -167,7 +170,7 @@ def spread_over(prompts: Sequence[str], count: int) -> list[str]:
 def _require_guidance(
     model: ModelPatcher, latent: torch.Tensor, positive: Conditioning, negative: Conditioning, settings: ProfileSettings
 ) -> None:
-    """One entry for a try, 6 rows. AnnealingError where positive and negative predictions are the same."""
+    """Measures one entry as a trial. AnnealingError where positive and negative predictions are the same."""
     trial = replace(settings, samples=1, knots=(0.0, 1.0))
     measured = measure(model, [encoded_picture(0, latent, positive)], negative, trial, batch_size=1)
     if not measured.entries.gap_norm.any():

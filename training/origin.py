@@ -34,7 +34,7 @@ class Origin:
     negative: Samples
 
     def differences(self, other: Origin) -> list[str]:
-        """What differs in the other one, as parts of a sentence; nothing where both belong to one profile."""
+        """What differs in the other one, as parts of a sentence; empty where both belong to one profile."""
         found = self.model.differences(other.model)
         if self.kind != other.kind:
             found.append(f"the other kind of prediction ({other.kind}, here {self.kind})")
@@ -52,7 +52,7 @@ class Origin:
 
     @staticmethod
     def from_metadata(metadata: dict[str, str]) -> Origin:
-        """Raises LookupError, TypeError or ValueError where something is missing or impossible: the file may be a stranger's."""
+        """LookupError, TypeError or ValueError where something is missing or impossible: the file may be a stranger's."""
         facts = {field.name: json.loads(metadata[field.name]) for field in fields(Origin)}
         if facts["kind"] not in ("epsilon", "velocity"):
             raise ValueError(f"its kind of prediction is {facts['kind']!r}")
@@ -80,7 +80,7 @@ def _numbers(values: Any) -> list[float]:
 
 
 def _rising(values: Sequence[float]) -> bool:
-    """False with NaN and infinity among them too."""
+    """False if NaN or infinity is among them, too."""
     return all(a < b for a, b in pairwise(values)) and all(map(math.isfinite, values))
 
 

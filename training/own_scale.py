@@ -1,8 +1,8 @@
-"""A model's own scale: the fingerprint that a scale file keeps of the model it was trained on, and finding the file again by it.
+"""A model's own scale: a scale file keeps a fingerprint of the model that it was trained on, and is found again by it.
 
-One model, whatever its precision (float32, bfloat16, float16, and 8-bit floats as ComfyUI casts them), its LoRAs and its way of
-sampling. Another model: another checkpoint, a merge (of files or by nodes), a copy that was quantised with scales or packed
-(scaled 8-bit, GGUF), which has weights of other names or shapes.
+The same model: in any precision (float32, bfloat16, float16, and 8-bit floats as ComfyUI casts them), with any LoRAs and any way
+of sampling. Another model: another checkpoint, a merge (of files or by nodes), and a copy that was quantised with scales or
+packed (scaled 8-bit, GGUF), as its weights have other names or shapes.
 """
 
 from __future__ import annotations
@@ -53,23 +53,23 @@ class _Checkpoint:
 
 
 def fingerprint_text(fingerprint: Fingerprint) -> str:
-    """For ScaleInfo.fingerprint: what does not change with a model's LoRAs and sampling."""
+    """For ScaleInfo.fingerprint: the parts that do not change with a model's LoRAs and sampling."""
     kept = {"architecture": fingerprint.architecture, "weights": fingerprint.weights, "merged": fingerprint.merged}
     return json.dumps(kept, separators=(",", ":"))
 
 
 def own_scale(model: ModelPatcher, files: Mapping[str, Path], source: Callable[[str], bool] = lambda source: True) -> str | None:
-    """Of the scale files (name: path) the newest that was trained on this very model and can be used with it: its name.
+    """The name of the newest scale file (name: path) that was trained on this very model and can be used with it; or None.
 
-    source: of which ScaleInfo.source it may be.
+    source: which values of ScaleInfo.source are accepted.
 
-    Reads the files' headers, each once until it changes. Files that cannot be read, hold something else or do not say what they
-    were trained on are passed over, and so is a scale of the model's other path (told in the log). Never raises for a file.
+    It reads each file's header once, until the file changes. It skips files that cannot be read, hold something else or do not
+    say what they were trained on. It also skips a scale for the model's other path, and logs that. It never raises for a file.
     """
     try:
         noise_path = coordinates.path_of(model.get_model_object("model_sampling"))
     except AnnealingError:
-        return None  # whoever samples it says why not
+        return None  # sampling it says why not
     found: list[tuple[int, str, ScaleInfo, _Checkpoint]] = []
     for name, path in files.items():
         try:
@@ -90,7 +90,7 @@ def own_scale(model: ModelPatcher, files: Mapping[str, Path], source: Callable[[
 
 
 def _is_usable(name: str, path: Path, prediction: Prediction | None, kind: Prediction) -> bool:
-    """Whether the file that belongs to the model can be used with it; else the log says why not."""
+    """Whether the model's own file can be used with it; if not, the log says why."""
     if prediction != kind:
         logger.warning(
             '"%s" was trained on this model, but as a model of %s prediction. It is sampled as one of %s prediction now, so that '
@@ -107,7 +107,7 @@ def _is_usable(name: str, path: Path, prediction: Prediction | None, kind: Predi
 
 
 def _checkpoint_of(model: ModelPatcher) -> _Checkpoint:
-    """Looked at once per loaded model: copies of a MODEL (LoRAs, other nodes' patches) share its weights."""
+    """Computed once per loaded model: copies of a MODEL (LoRAs, other nodes' patches) share its weights."""
     inner = model.model
     if inner not in _bases:
         _bases[inner] = base_of(model)
@@ -116,7 +116,7 @@ def _checkpoint_of(model: ModelPatcher) -> _Checkpoint:
 
 @lru_cache(maxsize=4096)
 def _known(path: Path, modified: int, size: int) -> tuple[ScaleInfo, _Checkpoint] | None:
-    """What a scale file of this time and size says of its model; None where it says nothing."""
+    """What a scale file says of its model, cached by its time and size; None if nothing."""
     try:
         info = load_info(path)
         return None if info.fingerprint is None else (info, _parsed(info.fingerprint))
@@ -126,7 +126,7 @@ def _known(path: Path, modified: int, size: int) -> tuple[ScaleInfo, _Checkpoint
 
 
 def _parsed(text: str) -> _Checkpoint:
-    """Raises LookupError, TypeError, ValueError or RecursionError for anything that fingerprint_text does not write."""
+    """LookupError, TypeError, ValueError or RecursionError for anything that fingerprint_text does not write."""
     kept = json.loads(text)
     architecture, weights, merged = kept["architecture"], kept["weights"], kept["merged"]
     if type(architecture) is not str or type(merged) is not str or not weights:
@@ -138,7 +138,7 @@ def _parsed(text: str) -> _Checkpoint:
 
 
 def _rounded_alike(rounded: Samples, whole: Samples) -> bool:
-    """Whether one's values are 8-bit floats, and those that the other's round to."""
+    """Whether `rounded` holds 8-bit floats, and those that the values of `whole` round to."""
     if [len(values) for values in rounded] != [len(values) for values in whole]:
         return False
     mine = torch.tensor([x for values in rounded for x in values], dtype=torch.float64)

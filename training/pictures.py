@@ -1,8 +1,7 @@
 """The pictures of a profile: given ones, or ones that the model itself makes from prompts.
 
-A picture's identity is a 63-bit number from the SHA-256 of what it is made of. Everything random about it is drawn from a seed
-made of the profile's seed and this identity, so its numbers do not depend on the order, the interruptions and the number of
-processes of a measuring.
+A picture's identity is a 63-bit number from the SHA-256 of what it is made of. All randomness comes from a seed made of the
+profile's seed and this identity. So a picture's numbers do not depend on the order, the interruptions or the number of processes.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from ..guidance.host_types import Conditioning, Latent, Options
 from ..models.errors import AnnealingError
 from .fingerprint import digest
 
-# Conditionings are prepared once for rows of different noise levels, so none may hold for some levels only.
+# Conditionings are prepared once for rows of different noise levels, so none may be limited to some levels.
 _RANGES = ("start_percent", "end_percent", "timestep_start", "timestep_end")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture to measure at.
+    """One picture to measure.
 
-    identity: 0 .. 2^63 - 1. make: gives its latent [C, ...], as a VAE gives it, and its positive CONDITIONING; called when it
-    is measured, and never for a picture that is measured already.
+    identity: 0 .. 2^63 - 1. make: gives its latent [C, ...], as a VAE gives it, and its positive CONDITIONING. It is called only
+    when the picture is measured.
     """
 
     identity: int
@@ -56,10 +55,10 @@ def picture_seed(seed: int, identity: int) -> int:
 
 
 def given_pictures(latents: Latent | Sequence[Latent], positives: Conditioning | list[Conditioning]) -> list[Picture]:
-    """Pictures from what nodes give: latents with captions.
+    """Pictures from latents with captions, as nodes give them.
 
     latents: a LATENT, or several; each holds one picture or a batch. positives: a CONDITIONING, or several: one per picture
-    (a batched one counts as many), or a single one for all. AnnealingError where they do not fit together.
+    (a batched one counts as many), or one for all. AnnealingError where they do not fit together.
     """
     rows = [row for latent in ([latents] if isinstance(latents, dict) else latents) for row in _rows_of_latent(latent)]
     captions = conditionings(positives)
@@ -74,7 +73,7 @@ def given_pictures(latents: Latent | Sequence[Latent], positives: Conditioning |
 
 
 def encoded_picture(identity: int, latent: torch.Tensor, caption: Conditioning) -> Picture:
-    """A picture whose latent [C, ...] and CONDITIONING are at hand."""
+    """A picture whose latent [C, ...] and CONDITIONING are known already."""
     return Picture(identity, lambda: (latent, caption))
 
 
@@ -112,9 +111,9 @@ def sampled_pictures(
     negative: Conditioning,
     settings: SampleSettings,
 ) -> list[Picture]:
-    """Pictures that the model makes from prompts, each when it is measured: ComfyUI's sampling.
+    """Pictures that the model makes from prompts by ComfyUI's sampling, each when it is measured.
 
-    size: an empty LATENT of the pictures' size (core's Empty Latent nodes, or `empty_latent`); its batch size does not count.
+    size: an empty LATENT of the pictures' size (from ComfyUI's Empty Latent nodes, or `empty_latent`); its batch size is ignored.
     positives: as in `given_pictures`, one per prompt.
     """
     maker = PictureMaker(model, size, negative, settings)
@@ -126,12 +125,12 @@ def sampled_pictures(
 
 
 class PictureMaker:
-    """Makes pictures from prompts, one at a time, so that each comes out the same whatever was made before it."""
+    """Makes pictures from prompts, one at a time, so that each is the same, whatever was made before it."""
 
     def __init__(self, model: ModelPatcher, size: Latent, negative: Conditioning, settings: SampleSettings):
         """AnnealingError for a sampler or scheduler that this ComfyUI does not have."""
         is_flow = coordinates.path_of(model.get_model_object("model_sampling")) == "flow"
-        cfg = settings.cfg if settings.cfg is not None else 1.0  # from guided pictures the scale comes out too strong
+        cfg = settings.cfg if settings.cfg is not None else 1.0  # guided pictures give too strong a scale
         self.settings = replace(settings, cfg=cfg, scheduler=settings.scheduler or ("simple" if is_flow else "normal"))
         for name, value, known in (
             ("sampler", self.settings.sampler, comfy.samplers.SAMPLER_NAMES),
@@ -145,17 +144,17 @@ class PictureMaker:
         self.empty = comfy.sample.fix_empty_latent_channels(model, empty)
 
     def identity(self, prompt: Any, repeat: int) -> int:
-        """Of the picture number `repeat` for a prompt: its CONDITIONING, or its text and what encodes it."""
+        """For picture number `repeat` of a prompt: its CONDITIONING, or its text and what encodes it."""
         how = asdict(self.settings) | {"shape": list(self.empty.shape)}
-        del how["count"]  # more pictures per prompt leave the first ones what they were
+        del how["count"]  # so that more pictures per prompt do not change the first ones
         return identity_of("sampled", prompt, how, repeat)
 
     def picture(self, identity: int, caption: Conditioning) -> Picture:
-        """The picture of this identity, sampled with the caption's CONDITIONING when it is measured."""
+        """The picture with this identity, sampled with the caption's CONDITIONING when it is measured."""
         return Picture(identity, lambda: (self._latent(identity, caption), caption))
 
     def _latent(self, identity: int, caption: Conditioning) -> torch.Tensor:
-        """Clean: [C, ...]."""
+        """The sampled latent: [C, ...]."""
         settings, seed = self.settings, picture_seed(self.settings.seed, identity)
         noise = torch.randn(self.empty.shape, generator=torch.Generator().manual_seed(seed))
         how = settings.steps, settings.cfg, settings.sampler, settings.scheduler
@@ -167,7 +166,7 @@ class PictureMaker:
         return samples[0].cpu()
 
 
-# Pixels per latent place, where it is not 8, in hosts whose latent formats do not say it themselves.
+# Pixels per latent place, if not 8, for hosts whose latent formats do not say it.
 _PIXELS = {"Flux2": 16, "LTXV": 32, "HunyuanImage21": 32, "HunyuanVideo15": 16, "Wan22": 16, "ChromaRadiance": 1, "SC_B": 4}
 
 
@@ -180,7 +179,7 @@ def empty_latent(model: ModelPatcher, width: int, height: int, frames: int = 1) 
 
 
 def conditionings(positives: Conditioning | list[Conditioning]) -> list[Conditioning]:
-    """One CONDITIONING per prompt, from a CONDITIONING or several, batched ones taken apart."""
+    """One CONDITIONING per prompt, from a CONDITIONING or several; batched ones are split."""
     several = [positives] if positives and _is_conditioning(positives) else positives
     require_whole_run(several)
     return [single for conditioning in several for single in _singles(conditioning)]
@@ -192,7 +191,7 @@ def _is_conditioning(value: list[Any]) -> bool:
 
 
 def _singles(conditioning: Conditioning) -> list[Conditioning]:
-    """A batched CONDITIONING taken apart. Entries for one prompt (combined ones, areas) stay together."""
+    """A batched CONDITIONING, split. Entries for one prompt (combined ones, areas) stay together."""
     size = max(_prompts(sequence, options) for sequence, options in conditioning)
     if size == 1:
         return [conditioning]
@@ -212,7 +211,7 @@ def _prompts(sequence: torch.Tensor | None, options: Options) -> int:
 
 
 def require_whole_run(several: list[Conditioning]) -> None:
-    """AnnealingError for conditionings that hold for a part of the steps only, and for empty ones."""
+    """AnnealingError for conditionings that are limited to a part of the steps, and for empty ones."""
     if any(not conditioning for conditioning in several):
         raise AnnealingError("A conditioning is empty. Connect CLIP Text Encode nodes with the captions and the negative prompt.")
     if any(key in options for conditioning in several for _, options in conditioning for key in _RANGES):

@@ -1,8 +1,8 @@
-"""A profile's folder: measured pictures in small files, which survive whatever ends the measuring.
+"""A profile's folder: measured pictures in small files that survive any interruption.
 
-Each process writes shards of its own (`*.safetensors`), whole or not at all, anew after every picture until they hold 64. So what
-was measured is on disk, and processes on one machine or many may fill one folder. A shard knows what it was measured on and how
-(`Origin`), and carries a SHA-256 of its contents; broken shards are skipped, those of another origin refused.
+Each process writes its own shards (`*.safetensors`): after every picture, as a whole file, up to 64 pictures in each. So all that
+was measured is on disk, and processes on one machine or many can fill one folder. A shard says what it was measured on and how
+(`Origin`), and has a SHA-256 of its contents. Broken shards are skipped; shards of another origin are refused.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ from .profile import Entries, Profile, ProfileSettings
 logger = logging.getLogger("annealing_guidance")
 
 FORMAT = "annealing-profile-shard/3"
-OLD_FORMAT = "annealing-profile-shard/2"  # products of the gaps at the knots in the place of mean squares
+OLD_FORMAT = "annealing-profile-shard/2"  # products of the gaps at the knots instead of mean squares
 PICTURES_PER_SHARD = 64
-MAX_SHARD_BYTES = 256 * 2**20  # 64 pictures of 500 entries have 17 MB, in the old format with 33 knots 140 MB
-FIRST_BROKEN = 8  # so many pictures with NaN and none without: no use in going on
+MAX_SHARD_BYTES = 256 * 2**20  # 64 pictures of 500 entries take 17 MB, or 140 MB in the old format with 33 knots
+FIRST_BROKEN = 8  # give up after so many pictures with NaN and none without
 _COLUMNS = [field.name for field in fields(Entries)]
 
 
@@ -58,16 +58,17 @@ def measure_into(
     batch_size: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> MeasuredProfile:
-    """Measure the pictures that the folder does not hold yet; the merged profile of all that it holds then.
+    """Measure the pictures that the folder does not hold yet. Returns the merged profile of all that it holds then.
 
-    model: a ComfyUI MODEL, left as it was found, whatever happens. negative: one CONDITIONING for all.
+    model: a ComfyUI MODEL; it stays unchanged, whatever happens. negative: one CONDITIONING for all.
     batch_size: entries evaluated at once; the model sees twice as many rows, as in sampling a batch of that size.
-    progress: called with (pictures done, pictures in all), first before anything is measured; what it raises ends the measuring.
+    progress: called with (pictures done, all pictures), first before anything is measured. An exception from it stops the
+        measuring.
 
-    Pictures are measured in an order of this process's own, so that several processes with the same folder share the work. The
-    same pictures and settings give the same profile whatever the order and the interruptions. Pictures for which the model
-    predicts NaN or infinity are left out and told in the log. AnnealingError where nothing can be measured, the folder cannot be
-    written to, or holds a profile of another origin.
+    Each process measures in its own random order, so that several processes with the same folder share the work. The same
+    pictures and settings give the same profile, whatever the order and the interruptions. Pictures for which the model predicts
+    NaN or infinity are left out, and the log says so. AnnealingError where nothing can be measured, and for a folder that cannot
+    be written to or holds a profile of another origin.
     """
     if not pictures:
         raise AnnealingError("There are no pictures to measure. Give at least a few hundred, with their captions.")
@@ -108,15 +109,15 @@ def measure(
     batch_size: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> MeasuredProfile:
-    """`measure_into` a folder that is gone afterwards."""
+    """`measure_into` a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="annealing-profile-") as folder:
         return measure_into(folder, model, pictures, negative, settings, batch_size, progress)
 
 
 def load_folder(folder: str | os.PathLike[str]) -> MeasuredProfile:
-    """The merged profile of all shards in the folder and the folders in it.
+    """The merged profile of all shards in the folder and its subfolders.
 
-    Broken shards are skipped and told in the log. AnnealingError for a folder without shards, or with shards of several origins.
+    Broken shards are skipped, and the log says so. AnnealingError for a folder without shards, or with shards of several origins.
     """
     return _Folder(folder, None, "").profile()
 
@@ -129,7 +130,7 @@ def measured_pictures(
 
 
 def _precision(model: ModelPatcher) -> str:
-    """What the model computes in: NaN in one precision says nothing about another."""
+    """What the model computes in. NaN in one precision says nothing about another."""
     return f"{model.model_dtype()}, {getattr(model.model, 'manual_cast_dtype', None)}"
 
 
@@ -162,8 +163,8 @@ class _Shard:
 class _Folder:
     """What a profile's folder holds, and this process's own shards in it.
 
-    origin: of what is added, and the only one that is taken; None takes that of the first shard. precision: NaN measured in
-    another one does not count as measured.
+    origin: the only one that is accepted; None accepts that of the first shard. precision: a picture with NaN counts as measured
+    only if it was measured in this precision.
     """
 
     def __init__(self, path: str | os.PathLike[str], origin: Origin | None, precision: str):
@@ -176,7 +177,7 @@ class _Folder:
         self.read()
 
     def read(self) -> None:
-        """Take in what has been written since the last time, by other processes too."""
+        """Read what has been written since the last time, also by other processes."""
         for path in sorted(self.path.rglob("*.safetensors")):
             with contextlib.suppress(FileNotFoundError):
                 state = path.stat()
@@ -264,7 +265,7 @@ def _most_frequent(values: list[int]) -> int:
 
 
 def _at_size(pictures: Iterable[_Measured], numel: int) -> Iterator[Entries]:
-    """Their entries, gap norms as latents of `numel` values would have: a norm grows with the square root of that number."""
+    """Their entries, with gap norms scaled to latents of `numel` values: a norm grows with the square root of their number."""
     for picture in pictures:
         columns = vars(picture.entries)
         yield Entries(**columns | {"gap_norm": columns["gap_norm"] * (numel / picture.numel) ** 0.5})
@@ -290,7 +291,7 @@ def _patiently(act: Callable[[], Any]) -> Any:
 
 
 def _read_bytes(path: Path) -> bytes:
-    """All at once, as an open file could not be replaced on Windows; no more than one byte too many."""
+    """The whole file at once, as Windows cannot replace an open one; at most one byte more than allowed."""
     with path.open("rb") as file:
         return file.read(MAX_SHARD_BYTES + 1)
 
@@ -298,7 +299,7 @@ def _read_bytes(path: Path) -> bytes:
 def _read_shard(data: bytes) -> _Shard:
     """From a file's bytes. ValueError and others for a broken one.
 
-    Files may come from strangers: all that is counted on later is checked here, as the checksum tells only damage.
+    Files may come from strangers. The checksum only detects damage, so everything that is used later is checked here.
     """
     if len(data) > MAX_SHARD_BYTES:
         raise ValueError(f"it is larger than {MAX_SHARD_BYTES // 2**20} MB")

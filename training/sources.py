@@ -22,13 +22,13 @@ from ..shapes.loader import load_shapes
 from .pictures import Picture, PictureMaker, encode, encoded_picture, identity_of
 
 PICTURE_FILES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-MULTIPLE = 64  # pixels: every known model's latents and patches divide it
-ENCODED_AT_ONCE = 256  # captions and latents in memory; between such portions the encoders and the model change places
+MULTIPLE = 64  # pixels: a multiple of every known model's latent places and patches
+ENCODED_AT_ONCE = 256  # captions and latents in memory; after each portion the encoders and the model swap places there
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """MODEL, CLIP and VAE, and what tells files with encoders from others: names and sizes."""
+    """MODEL, CLIP and VAE; encoders: names and sizes of the files with encoders, which identify them."""
 
     model: ModelPatcher
     clip: Any
@@ -41,7 +41,7 @@ class Loaded:
 
 
 def load(options: argparse.Namespace) -> Loaded:
-    """options: checkpoint, diffusion_model, clip, clip_type, vae, shapes: the command line's."""
+    """options: the command line's checkpoint, diffusion_model, clip, clip_type, vae, shapes, pictures."""
     if options.shapes:
         return Loaded(*load_shapes(options.shapes), [(f"shapes {options.shapes}", 0)])
     for path in filter(None, [options.checkpoint, options.diffusion_model, options.vae, *options.clip]):
@@ -83,10 +83,10 @@ class Job:
 
 
 def given_jobs(folder: Path, resolution: int, loaded: Loaded) -> list[Job]:
-    """Every picture in the folder (and the folders in it) that has a caption: a text file of the same name beside it.
+    """Every picture in the folder and its subfolders that has a caption: a text file of the same name beside it.
 
-    Its identity is that of the file's content, its caption, the resolution and the encoders' files, not of what they make of it:
-    so it is known without encoding anything, and the same on every device.
+    Its identity comes from the file's content, the caption, the resolution and the encoders' files, not from their results. So it
+    is known without encoding anything, and the same on every device.
     """
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_FILES)
     captioned = [path for path in files if path.with_suffix(".txt").is_file()]
@@ -106,7 +106,7 @@ def given_jobs(folder: Path, resolution: int, loaded: Loaded) -> list[Job]:
 
 
 def prompted_jobs(file: Path, maker: PictureMaker, loaded: Loaded) -> list[Job]:
-    """`count` pictures for every line of the file, which the model makes itself."""
+    """`count` pictures for every line of the file. The model makes them itself."""
     try:
         prompts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -118,7 +118,7 @@ def prompted_jobs(file: Path, maker: PictureMaker, loaded: Loaded) -> list[Job]:
 
 
 def pictures_of(jobs: Sequence[Job], loaded: Loaded, resolution: int, maker: PictureMaker | None) -> list[Picture]:
-    """The jobs' pictures, captions and files encoded. Files that are no pictures are told and left out."""
+    """The jobs' pictures, with captions and files encoded. Files that are no pictures are reported and left out."""
     pictures = []
     with torch.no_grad():
         captions = {text: loaded.encode(text) for text in dict.fromkeys(job.caption for job in jobs)}
@@ -139,7 +139,7 @@ def pictures_of(jobs: Sequence[Job], loaded: Loaded, resolution: int, maker: Pic
 
 
 def load_picture(path: Path, resolution: int) -> torch.Tensor:
-    """[1, H, W, 3], 0..1: scaled to about resolution^2 pixels in its own aspect, cropped to sides that models take."""
+    """[1, H, W, 3], 0..1: scaled to about resolution^2 pixels in its own aspect ratio, cropped to sides that models accept."""
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened).convert("RGB")
     factor = resolution / (image.width * image.height) ** 0.5

@@ -1,4 +1,4 @@
-"""The training grid that a scale is made for, from what a user chooses: a number of steps and a scheduler."""
+"""The training grid of a scale, from the user's choices: a number of steps and a scheduler."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .profile import TrainingGrid
 
 PAPER = "paper"
 SCHEDULERS = (PAPER, *comfy.samplers.SCHEDULER_NAMES)
-# A learned scale is about 1 on any grid, so the grid sets the strength: at scale 1 the paper's 50 steps mean CFG 12 on average,
-# 28 steps of a flow model CFG 28/6 = 4.7, whatever its shift.
+# A learned scale is about 1 on any grid, so the grid sets the strength. At scale 1 the paper's 50 steps mean CFG 12 on average,
+# and 28 steps of a flow model mean CFG 28/6 = 4.7, with any shift.
 USUAL_STEPS = {"ve": 50, "flow": 28}
 
 
 def training_grid(model_sampling: ModelSampling, steps: int = 0, scheduler: str = PAPER) -> TrainingGrid:
     """The grid for ProfileSettings. steps: 0 for the usual number of the model's kind.
 
-    scheduler: "paper", the Paper Schedule node's levels (for epsilon models kept as a number of timesteps per step), or one of
-    ComfyUI's. AnnealingError where fewer than three steps are left.
+    scheduler: "paper", the Paper Schedule node's levels (for epsilon models stored as a number of timesteps per step), or one of
+    ComfyUI's. AnnealingError for a scheduler that this ComfyUI lacks, and for a model without a noise path.
     """
     if scheduler not in SCHEDULERS:
         raise AnnealingError(f"There is no scheduler {scheduler!r} in this ComfyUI. Choose one of: {', '.join(SCHEDULERS)}.")
