@@ -1,6 +1,6 @@
-"""What reaches a node past ComfyUI's checks, through a link, a list or the API, held to the node's own inputs.
+"""Checks each node's inputs where ComfyUI does not: values that come through a link, a list or the API.
 
-ComfyUI checks what is typed. A linked value comes as it is, and a text in the place of a model does too.
+ComfyUI checks only typed values. A linked value arrives unchecked, even a text in place of a model.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ..models.errors import AnnealingError
 from ..models.scale_model import ScaleModel
 from ..training.profile import Profile
 
-WITHOUT_END = 2**31  # a limit beyond this is the widget's, not the user's
+WITHOUT_END = 2**31  # larger limits are technical, and messages do not name them
 
 
 def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """The node, with an execute that takes only what its schema's inputs allow; AnnealingError names the input and its rule.
+    """The node, with an execute that accepts only what its schema allows. An AnnealingError names the input and its rule.
 
-    An optional input that is None counts as unconnected. What the node's own validate_inputs judges is left to the node.
+    An optional input that is None counts as unconnected. Inputs that the node's own validate_inputs checks are left to it.
     """
     execute = node.execute.__func__
     takes = inspect.signature(execute)
@@ -54,7 +54,7 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
 
 
 def _allowed(entry: io.Input, value: Any) -> Any:
-    """The value as the input's own type, or an AnnealingError with the input's rule."""
+    """The value as the input's own type; else an AnnealingError with the input's rule."""
     check, rule = _CHECKS[str(entry.io_type)]
     found = check(entry, value)
     if found is None:
@@ -96,7 +96,7 @@ def _range(entry: io.Input) -> str:
 
 
 def _truth(entry: io.Input, value: Any) -> bool | None:
-    # Nodes that compute with anything give 0 and 1. Any text would be true, "false" too.
+    # Some nodes give 0 and 1 for a boolean. bool() of a text would be true, even of "false".
     return bool(value) if isinstance(value, bool) or (isinstance(value, Integral) and value in (0, 1)) else None
 
 
@@ -109,7 +109,7 @@ def _kind(is_one: Callable[[Any], bool]) -> Callable[[io.Input, Any], Any]:
 
 
 def _has(method: str) -> Callable[[io.Input, Any], Any]:
-    """By what it is used for, not by its class: other packs have models and samplers of their own."""
+    """By the method that is needed, not by class: other packs have their own models and samplers."""
     return _kind(lambda value: callable(getattr(value, method, None)) and not isinstance(value, str | bytes))
 
 
@@ -118,7 +118,7 @@ def _is_conditioning(value: Any) -> bool:
     return all(isinstance(pair, list | tuple) and len(pair) >= 2 and isinstance(pair[1], dict) for pair in pairs)
 
 
-# How a value of each type is told from others, and what to say where it is another.
+# For each type: how to recognise a value, and what to say if it is something else.
 _CHECKS: dict[str, tuple[Callable[[io.Input, Any], Any], str | Callable[[io.Input], str]]] = {
     "FLOAT": (_number, _range),
     "INT": (_whole_number, _range),

@@ -1,4 +1,4 @@
-"""Names that users give to files and folders, and where those lie."""
+"""Names that users give to files and folders, and the paths that they mean."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..models.errors import AnnealingError, in_words
 
 _NOT_IN_NAMES = set('<>:"|?*')  # Windows refuses them; : would also be a drive
 _DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{digit}" for port in ("COM", "LPT") for digit in "0123456789¹²³")}
-_LONGEST = 200  # characters; file systems take 255 bytes for a name, old Windows 260 for the whole path
+_LONGEST = 200  # bytes; file systems allow 255 for a name, old Windows 260 for the whole path
 
 
 def inside(folder: str | Path, name: str, title: str) -> Path:
-    """The path that a user's name means below a folder. / and \\ make sub-folders; nothing leads out of it, no link either.
+    """The path that a user's name means below a folder. / and \\ make sub-folders. Nothing leads out of it, not even a link.
 
     title: the input that holds the name, for the AnnealingError.
     """
@@ -31,13 +31,13 @@ def inside(folder: str | Path, name: str, title: str) -> Path:
 
 
 def _is_plain(part: str) -> bool:
-    """Whether every operating system takes it as the name of a file or folder, and shows it as it is."""
+    """Whether every operating system accepts it as a name and shows it unchanged."""
     is_device = part.partition(".")[0].strip().upper() in _DEVICES
     return part != "" and part == part.strip(" .") and part.isprintable() and not is_device and not _NOT_IN_NAMES & set(part)
 
 
 def numbered_files(prefix: Path) -> dict[int, Path]:
-    """Number to file of what is called `<prefix>_00001.safetensors`. Raises OSError where the folder cannot be read."""
+    """The files named `<prefix>_00001.safetensors` and so on, by number. Raises OSError where the folder cannot be read."""
     if not prefix.parent.is_dir():
         return {}
     pattern = re.compile(re.escape(prefix.name) + r"_(\d+)\.safetensors", re.IGNORECASE)
@@ -45,8 +45,10 @@ def numbered_files(prefix: Path) -> dict[int, Path]:
 
 
 def free_path(prefix: Path) -> Path:
-    """`<prefix>_00001.safetensors`, or the number after the highest that is there. The file is made, empty, so that no other
-    process takes the same name."""
+    """`<prefix>_00001.safetensors`, or the number after the highest existing one.
+
+    The file is created empty, so that no other process takes the same name.
+    """
     try:
         prefix.parent.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(max(numbered_files(prefix), default=0) + 1):

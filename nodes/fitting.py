@@ -35,8 +35,8 @@ class AnnealingFit(io.ComfyNode):
             node_id="AnnealingFit",
             display_name="Fit Annealing Scale",
             category=TRAINING_CATEGORY,
-            description="Trains the scale network on a profile: seconds on the CPU, without the model. A part of the pictures is "
-            "held out and decides when to stop.",
+            description="Trains the scale network on a profile: it takes seconds on the CPU and does not need the model. Some "
+            "pictures are held out and decide when to stop.",
             inputs=[
                 AnnealingProfile.Input("profile", tooltip="From Profile Guidance or Load Annealing Profile."),
                 io.String.Input(
@@ -47,22 +47,22 @@ class AnnealingFit(io.ComfyNode):
                 io.String.Input(
                     "licence",
                     default="",
-                    tooltip="Kept in the file: under which terms you pass the scale on. Empty: not stated.",
+                    tooltip="Kept in the file: the terms under which you share the scale. Empty: not stated.",
                 ),
                 io.Combo.Input(
                     "gap_divisor",
                     options=["p95", "5.0"],
                     default="p95",
-                    tooltip="What the gap's size is divided by before the network sees it. p95: the 95th percentile of the "
-                    "profile's, right for any model. 5.0: the paper's number, made for SDXL.",
+                    tooltip="What the gap's size is divided by before the network sees it. p95: the profile's 95th percentile, "
+                    "right for any model. 5.0: the paper's number, for SDXL.",
                     **where_known(io.Combo.Input, advanced=True),
                 ),
                 io.Combo.Input(
                     "loss_balance",
                     options=["auto", "none", "ratio"],
                     default="auto",
-                    tooltip="none: the paper's loss. ratio: its second part made as large as the first, for flow models, where "
-                    "lambda would hardly move the scale otherwise. auto: ratio for flow models, none for the others.",
+                    tooltip="none: the paper's loss. ratio: its second part is made as large as the first. Without that, lambda "
+                    "would hardly move the scale of flow models. auto: ratio for flow models, none for the others.",
                     **where_known(io.Combo.Input, advanced=True),
                 ),
                 *_expert_fit_inputs(),
@@ -127,7 +127,7 @@ def _expert_fit_inputs() -> list[io.Input]:
             default=2000,
             min=200,
             max=100_000,
-            tooltip="Steps at most. It ends earlier when the held-out pictures have not gained for 1000 steps.",
+            tooltip="The most steps. The fit ends earlier when the held-out loss has not improved for 1000 steps.",
             **advanced,
         ),
         io.Float.Input(
@@ -137,7 +137,7 @@ def _expert_fit_inputs() -> list[io.Input]:
             max=1.0,
             step=1e-5,
             round=1e-6,
-            tooltip="At the beginning; it falls to zero along a cosine.",
+            tooltip="The learning rate at the start; it falls to zero along a cosine.",
             **where_known(io.Float.Input, advanced=True),
         ),
         io.Int.Input(
@@ -146,14 +146,14 @@ def _expert_fit_inputs() -> list[io.Input]:
             min=0,
             max=2**63 - 1,
             control_after_generate=False,
-            tooltip="Of the fit and of which pictures are held out.",
+            tooltip="For the fit and for the choice of held-out pictures.",
             **advanced,
         ),
     ]
 
 
 class FitProgress:
-    """Moves the bar, shows the loss so far as a preview now and then, obeys Cancel."""
+    """Moves the bar, shows the loss so far as a preview every few seconds, obeys Cancel."""
 
     def __init__(self) -> None:
         self.bar: comfy.utils.ProgressBar | None = None
@@ -185,7 +185,7 @@ class AnnealingScaleSave(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="my_scale",
-                    tooltip="Name of the file; a number is added: my_scale_00001.safetensors. With / for a sub-folder.",
+                    tooltip="Name of the file; a number is added: my_scale_00001.safetensors. Use / for a sub-folder.",
                 ),
             ],
             outputs=[],
@@ -201,8 +201,10 @@ class AnnealingScaleSave(io.ComfyNode):
 
 
 def save_numbered(scale_model: ScaleModel, name: str, title: str) -> Path:
-    """The scale as a new file `<name>_00001.safetensors`, or with a later number, in models/annealing_guidance/. title: as in
-    `inside`."""
+    """Save the scale in models/annealing_guidance/ as a new file, `<name>_00001.safetensors` or a later number.
+
+    title: as in `inside`.
+    """
     path = free_path(scales_prefix(name, title))
     try:
         save_scale(scale_model, path)
@@ -213,7 +215,7 @@ def save_numbered(scale_model: ScaleModel, name: str, title: str) -> Path:
 
 
 def scales_prefix(name: str, title: str) -> Path:
-    """Where files of that name begin in models/annealing_guidance/."""
+    """The path of such files in models/annealing_guidance/, without number and ending."""
     return inside(folder_paths.get_folder_paths(FOLDER)[0], name, title)
 
 

@@ -34,16 +34,16 @@ class AnnealingGuider(io.ComfyNode):
             node_id="AnnealingGuider",
             display_name="Annealing Guider",
             category=CATEGORY,
-            description="A guider whose guidance scale a tiny learned network chooses at every step, from the noise level, the "
-            "size of the gap between the two predictions, and guidance_lambda. Takes the place of CFGGuider before "
-            "SamplerCustomAdvanced; works with every sampler and scheduler.",
+            description="A guider with a tiny learned network that chooses the guidance scale at every step, from the noise "
+            "level, the size of the gap between the two predictions, and guidance_lambda. Use it in place of CFGGuider with "
+            "SamplerCustomAdvanced. It works with every sampler and scheduler.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to sample: an epsilon or v-prediction model, or a flow model."),
                 io.Conditioning.Input("positive", tooltip="What the picture should show."),
                 io.Conditioning.Input(
                     "negative",
                     tooltip="What the prompt is compared with: usually an empty prompt, for SDXL base ConditioningZeroOut of the "
-                    "positive. It is needed. Where its timestep range leaves a step out, that step is not guided.",
+                    "positive. It is required. Steps outside its timestep range are not guided.",
                 ),
                 *_guidance_inputs(),
             ],
@@ -52,7 +52,7 @@ class AnnealingGuider(io.ComfyNode):
                 _trace_output(),
             ],
             hidden=[io.Hidden.unique_id],
-            not_idempotent=True,  # else one with the same inputs gives its guider, and with it its chart and trace, to another
+            not_idempotent=True,  # else two nodes with the same inputs would share one guider, with its chart and trace
             **where_known(io.Schema, search_aliases=_ALIASES),
         )
 
@@ -86,9 +86,9 @@ class AnnealingModelPatch(io.ComfyNode):
             node_id="AnnealingModelPatch",
             display_name="Annealing Guidance (KSampler)",
             category=CATEGORY,
-            description="Gives a model annealing guidance, so that KSampler and every node built on it sample with the learned "
-            "scale. Their cfg value is then not used, and both conditionings are evaluated even at cfg 1. A second such "
-            "node on the same model replaces the first. The Annealing Guider ignores it and uses its own settings.",
+            description="Gives a model annealing guidance: KSampler and every node built on it then sample with the learned "
+            "scale. Their cfg value is not used, and both conditionings are evaluated even at cfg 1. A second such node on the "
+            "same model replaces the first. The Annealing Guider ignores this node and uses its own settings.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to patch: an epsilon or v-prediction model, or a flow model."),
                 *_guidance_inputs(),
@@ -101,7 +101,7 @@ class AnnealingModelPatch(io.ComfyNode):
                 _trace_output(),
             ],
             hidden=[io.Hidden.unique_id],
-            not_idempotent=True,  # as the guider
+            not_idempotent=True,  # as for the guider
             **where_known(io.Schema, search_aliases=_ALIASES),
         )
 
@@ -122,7 +122,7 @@ class AnnealingModelPatch(io.ComfyNode):
         return io.NodeOutput(*patch_model(model, guidance, chart))
 
 
-# Words alone, too: the search ranks a whole alias above a part of one.
+# Single words too: the search ranks a whole alias above a part of one.
 _ALIASES = [
     *("annealing", "annealing guidance", "guidance", "guidance scale", "learned guidance scale", "lambda"),
     *("cfg", "cfg++", "dynamic cfg", "adaptive cfg", "cfg scheduler"),
@@ -132,7 +132,7 @@ _ALIASES = [
 def _guidance_and_chart(
     node, model, guidance_lambda, renoise, match_training_steps, scale_model, lambda_per_sample, cfg, projection
 ) -> tuple[Guidance, LiveChart | None]:
-    """Of what _guidance_inputs names."""
+    """From the values of _guidance_inputs."""
     scale_model, notes = scale_model_or_default(model, scale_model, cfg)
     lambdas = parse_lambdas(lambda_per_sample, "lambda_per_sample")
     lambdas = guidance_lambda if lambdas is None else lambdas
@@ -141,10 +141,10 @@ def _guidance_and_chart(
 
 
 def scale_model_or_default(model, scale_model: ScaleModel | None, cfg: float = 0.0) -> tuple[ScaleModel, list[str]]:
-    """The scale model to use, and what the user should know of it.
+    """The scale model to use, and what the user should know about it.
 
-    The one that is connected; else a saved one that was trained on this very model; else the one of the model's family; else,
-    where the user says how strong (cfg above 1), an untrained rule. AnnealingError where there is none.
+    The connected one; else a saved one that was trained on this very model; else that of the model's family; else, with a cfg
+    above 1, an untrained rule. AnnealingError where there is none.
     """
     if scale_model is not None:
         return scale_model, remarks(model, scale_model.info)
@@ -170,9 +170,9 @@ def parse_lambdas(text: str, title: str) -> torch.Tensor | None:
 
 
 def live_chart(hidden: io.HiddenHolder | None, notes: list[str]) -> LiveChart | None:
-    """The chart of the node that is executed, by its hidden inputs; None outside ComfyUI's executor.
+    """The chart of the node that is being executed, found by its hidden inputs; None outside ComfyUI's executor.
 
-    notes: what the user should know before the run: in the log, and under the node, where they stay above the run's text.
+    notes: what the user should know before the run. They go to the log, and under the node, above the run's text.
     """
     for note in notes:
         logger.warning("Annealing guidance: %s", note)
@@ -190,9 +190,9 @@ def _guidance_inputs() -> list[io.Input]:
         AnnealingScale.Input(
             "scale_model",
             optional=True,
-            tooltip="The learned scale. Unconnected: one that was trained on this model, else the one of its family. For SDXL "
-            "that is the authors' network, 0.6 MB, downloaded once from their repository; for the Shapes demo the bundled one. "
-            "Other models need one, or a cfg.",
+            tooltip="The learned scale. Unconnected: a scale that was trained on this model, else that of its family. For SDXL "
+            "this is the authors' network, 0.6 MB, downloaded once from their repository; for the Shapes demo it is bundled. "
+            "Other models need a scale, or a cfg.",
         ),
         io.Float.Input(
             "guidance_lambda",
@@ -201,7 +201,7 @@ def _guidance_inputs() -> list[io.Input]:
             max=1.0,
             step=0.05,
             round=0.001,
-            tooltip="Between picture quality (0) and following the prompt (1). Useful from 0 to 0.8. It has no effect on a Fixed "
+            tooltip="From picture quality (0) to following the prompt (1). Useful from 0 to 0.8. It has no effect on a Fixed "
             "Scale.",
         ),
         io.Combo.Input(
@@ -209,15 +209,15 @@ def _guidance_inputs() -> list[io.Input]:
             options=list(CHOICES),
             default="auto",
             tooltip="The learned scale is about 1 and belongs to samplers that renoise with the unconditional prediction. null: "
-            "for those (Annealing Sampler, *_cfg_pp). folded: for every other sampler, the equivalent ordinary CFG scale "
-            "of about 3 to 15. auto: chooses by the sampler.",
+            "for those samplers (Annealing Sampler, *_cfg_pp). folded: for all others, the equivalent ordinary CFG scale of "
+            "about 3 to 15. auto: chosen by the sampler.",
             **where_known(io.Combo.Input, advanced=True),
         ),
         io.Boolean.Input(
             "match_training_steps",
             default=True,
-            tooltip="On: the guidance is as strong as at the step count the scale was trained for, at any number of steps and "
-            "with any sampler. Off: the paper to the letter, weaker with fewer steps and stronger with more.",
+            tooltip="On: with any number of steps and any sampler, guidance is as strong as at the step count that the scale was "
+            "trained for. Off: exactly the paper, weaker with fewer steps and stronger with more.",
             **where_known(io.Boolean.Input, advanced=True),
         ),
         # Last: workflows saved without it give their widgets' values by position.
@@ -225,7 +225,7 @@ def _guidance_inputs() -> list[io.Input]:
             "lambda_per_sample",
             default="",
             optional=True,
-            tooltip="A guidance_lambda for each sample of the batch, so that one run shows a sweep: 0, 0.2, 0.4, 0.6, 0.8 for a "
+            tooltip="A guidance_lambda for each sample of the batch, to compare several in one run: 0, 0.2, 0.4, 0.6, 0.8 for a "
             "latent of batch_size 5. Type the numbers here; a list connected to guidance_lambda makes one run per number. "
             "Empty: guidance_lambda for all.",
             **where_known(io.String.Input, advanced=True),
@@ -238,19 +238,17 @@ def _guidance_inputs() -> list[io.Input]:
             step=0.5,
             round=0.01,
             optional=True,
-            tooltip="How strong, said in ordinary CFG: 5 is as strong as CFG 5, on average over the run; 1 is no guidance. 0: as "
-            "the scale was trained (SDXL's: about 11 at lambda 0.4). Fine-tunes of SDXL mostly want 4 to 7, few-step models "
-            "(turbo, lightning, LCM) 1 to 2. With a cfg above 1, models without a scale of their own are guided too, by a "
-            "constant rule.",
+            tooltip="Strength as ordinary CFG: 5 is as strong as CFG 5, on average over the run; 1 is no guidance. 0: as the "
+            "scale was trained (SDXL's: about 11 at lambda 0.4). Most fine-tunes of SDXL need 4 to 7, few-step models (turbo, "
+            "lightning, LCM) 1 to 2. Above 1, models without a scale of their own are guided too, by a constant rule.",
         ),
         io.Combo.Input(
             "projection",
             options=list(PROJECTIONS),
             default="auto",
             optional=True,
-            tooltip="on: guide only across the conditional prediction, which keeps strong guidance from over-saturating (as "
-            "APG with eta 0 does). off: guide by the whole gap, as the paper does. auto: as the scale was trained; the "
-            "authors' is off.",
+            tooltip="on: guide only across the conditional prediction, so that strong guidance over-saturates less (APG with "
+            "eta 0). off: guide by the whole gap, as the paper does. auto: as the scale was trained; the authors' is off.",
             **where_known(io.Combo.Input, advanced=True),
         ),
     ]
@@ -259,7 +257,8 @@ def _guidance_inputs() -> list[io.Input]:
 def _trace_output() -> io.Output:
     return AnnealingTraceType.Output(
         display_name="trace",
-        tooltip="Which scales were used, call by call. Empty until the sampling has run; a later run replaces it.",
+        tooltip="Which scales were used, call by call. Empty until the sampling has run. It keeps its runs apart, so that each "
+        "plot finds the right one.",
     )
 
 

@@ -10,7 +10,7 @@ from ..models.errors import AnnealingError
 def numbers_in(text: str, title: str, largest: float, example: str) -> list[float]:
     """The numbers of "0, 0.4, 0.8", each from 0 to `largest`; commas or spaces between them. Empty for an empty text.
 
-    title: the input that holds the text, for the AnnealingError about what is no such number.
+    title: the input's name, for the AnnealingError where something else is written.
     """
     try:
         values = [float(entry) for entry in text.replace(",", " ").split()]

@@ -38,20 +38,20 @@ class AnnealingScalePlot(io.ComfyNode):
             node_id="AnnealingScalePlot",
             display_name="Scale Plot",
             category=PICTURES_CATEGORY,
-            description="Draws which scales the sampling used, step by step, with the size of the gap: a line for each sample. "
-            "Needs matplotlib.",
+            description="Draws the scales that the sampling used, step by step, and the size of the gap: a line for each sample. "
+            "It needs matplotlib.",
             inputs=[
                 AnnealingTraceType.Input("trace", tooltip="From the Annealing Guider or the Annealing Guidance patch."),
                 io.Latent.Input(
                     "samples",
-                    tooltip="The latent that was sampled with it, passed through: it makes this node wait for the sampler.",
+                    tooltip="The latent that was sampled with it. It passes through, so that this node waits for the sampler.",
                 ),
                 io.String.Input(
                     "csv_prefix",
                     default="",
                     optional=True,
-                    tooltip="Write the numbers too, as <prefix>_00001_.csv beside the saved pictures (the output folder). Empty: "
-                    "no file.",
+                    tooltip="Also write the numbers, as <prefix>_00001_.csv in the output folder, beside the saved pictures. "
+                    "Empty: no file.",
                 ),
             ],
             outputs=[
@@ -79,7 +79,7 @@ class AnnealingScaleMap(io.ComfyNode):
             display_name="Scale Map",
             category=PICTURES_CATEGORY,
             description="Draws the scale that a scale model gives for every noise level and every size of the gap, one map for "
-            "each lambda. With a trace, the way that its run took over the map. Needs matplotlib.",
+            "each lambda. With a trace, it also draws the path of a run. It needs matplotlib.",
             inputs=[
                 AnnealingScale.Input("scale_model", tooltip="From Load Annealing Scale, Fit Annealing Scale or Fixed Scale."),
                 io.Float.Input(
@@ -98,10 +98,10 @@ class AnnealingScaleMap(io.ComfyNode):
                     tooltip="Several lambdas, one map each: 0, 0.4, 0.8. Empty: guidance_lambda alone.",
                 ),
                 AnnealingTraceType.Input(
-                    "trace", optional=True, tooltip="A run to draw on the map; its first four samples. Connect samples too."
+                    "trace", optional=True, tooltip="A run to draw on the map: its first four samples. Connect samples too."
                 ),
                 io.Latent.Input(
-                    "samples", optional=True, tooltip="What was sampled with the trace: it makes this node wait for it."
+                    "samples", optional=True, tooltip="What was sampled with the trace, so that this node waits for it."
                 ),
             ],
             outputs=[io.Image.Output(display_name="map", tooltip="The map, or maps.")],
@@ -113,7 +113,7 @@ class AnnealingScaleMap(io.ComfyNode):
         run = None if trace is None else _run_of(trace, samples)[0]
         several = parse_lambdas(lambdas, "lambdas")
         shown = [guidance_lambda] if several is None else several.tolist()
-        if len(shown) > MOST_MAPS:  # a stranger's workflow must not keep the server drawing
+        if len(shown) > MOST_MAPS:  # a stranger's workflow must not keep the server busy
             raise AnnealingError(f"lambdas holds {len(shown)} numbers, and at most {MOST_MAPS} maps are drawn. Write fewer.")
         if not all(0 <= value <= 1 for value in shown):
             raise AnnealingError(f"guidance_lambda is {guidance_lambda}. Set it to a number from 0 to 1.")
@@ -121,7 +121,7 @@ class AnnealingScaleMap(io.ComfyNode):
 
 
 def _run_of(trace: AnnealingTrace, samples: dict | None) -> tuple[RunTrace, str]:
-    """The run that made the samples, and what to say where that can't be told."""
+    """The run that made the samples, and a remark where that is not sure."""
     if not trace.calls:
         raise AnnealingError(_NOT_SAMPLED.format(input="samples"))
     run, is_sure = trace.run_of(None if samples is None else samples["samples"])

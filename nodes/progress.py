@@ -12,20 +12,20 @@ from ..training.pace import Pace
 
 
 def show_text(text: str, node: str | None = None) -> None:
-    """A line under a node, by its execution id; of the node that is being executed if None. Nothing outside a server."""
+    """Show a line under a node. node: its execution id; None: the node that is being executed. Does nothing without a server."""
     context = get_executing_context()
     if (server := _server()) is not None and (node is not None or context is not None):
         server.send_progress_text(text, context.node_id if node is None else node)
 
 
 def send_event(event: str, data: dict) -> None:
-    """An event for the interface that asked for this run. Nothing outside a server."""
+    """Send an event to the interface that started this run. Does nothing without a server."""
     if (server := _server()) is not None:
         server.send_sync(event, data, server.client_id)
 
 
 def _server():
-    """The running server, if this process has one; tests and the command line have none."""
+    """The running server, or None: tests and the command line have none."""
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 

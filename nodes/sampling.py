@@ -19,8 +19,8 @@ class AnnealingSampler(io.ComfyNode):
             node_id="AnnealingSampler",
             display_name="Annealing Sampler (null renoising)",
             category=SAMPLING_CATEGORY,
-            description="The sampler that the learned scale was made for: the picture is guided, the noise is put back with the "
-            "unconditional prediction (the CFG++ step). For epsilon, v-prediction and flow models. With the Annealing "
+            description="The sampler that the learned scale was made for: it guides the picture and puts the noise back with the "
+            "unconditional prediction (the CFG++ step). For epsilon, v-prediction and flow models. Use it with the Annealing "
             "Guider, or with CFGGuider at a cfg of about 0.6 to 1.2.",
             inputs=[
                 io.Float.Input(
@@ -40,8 +40,8 @@ class AnnealingSampler(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     round=0.001,
-                    tooltip="Which prediction puts the noise back. 1: the unconditional one (null renoising), what the learned "
-                    "scale is for. 0: the guided one, an ordinary DDIM step, for which renoise = auto folds the scale. "
+                    tooltip="Which prediction puts the noise back. 1: the unconditional one (null renoising), for which the "
+                    "learned scale is made. 0: the guided one, an ordinary DDIM step, for which renoise = auto folds the scale. "
                     "Between them the guidance weakens as the value falls.",
                     **where_known(io.Float.Input, advanced=True),
                 ),
@@ -74,8 +74,8 @@ class AnnealingPaperSigmas(io.ComfyNode):
                     default=50,
                     min=1,
                     max=1000,
-                    tooltip="Number of steps. The authors' network was trained for 50; with match_training_steps on, fewer do "
-                    "as well.",
+                    tooltip="Number of steps. The authors' network was trained for 50. With match_training_steps on, fewer are "
+                    "enough.",
                 ),
                 io.Float.Input(
                     "denoise",
@@ -83,7 +83,7 @@ class AnnealingPaperSigmas(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Below 1: only the last part of a schedule of steps / denoise steps, for img2img, as in "
+                    tooltip="Below 1: only the last part of a schedule with steps / denoise steps, for img2img, as in "
                     "BasicScheduler.",
                 ),
             ],

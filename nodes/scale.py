@@ -30,7 +30,7 @@ AnnealingScale = io.Custom("ANNEALING_SCALE")
 
 
 def register_folder() -> None:
-    """Make models/annealing_guidance/ known to ComfyUI, beside what extra_model_paths.yaml has named already."""
+    """Register models/annealing_guidance/ with ComfyUI, in addition to the folders of extra_model_paths.yaml."""
     folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
     paths, _ = folder_paths.folder_names_and_paths[FOLDER]
     folder_paths.folder_names_and_paths[FOLDER] = (paths, EXTENSIONS)
@@ -42,7 +42,7 @@ register_folder()
 def scale_names() -> list[str]:
     """What the loader offers: the catalogue, the bundled scales, the files in models/annealing_guidance/."""
     bundled = sorted(path.name for path in BUNDLED.glob("*.safetensors"))
-    # A fetched file is offered under its catalogue name, and a bundled name means the bundled file.
+    # A fetched file is listed by its catalogue name only, and a bundled name means the bundled file.
     taken = {entry.file_name for entry in catalogue.CATALOGUE} | set(bundled)
     files = [name for name in folder_paths.get_filename_list(FOLDER) if name not in taken]
     return [entry.name for entry in catalogue.CATALOGUE] + bundled + files
@@ -74,7 +74,7 @@ def _catalogue_entry(name: str) -> catalogue.CatalogueEntry | None:
 
 
 def _path_of(name: str) -> Path:
-    """The file behind a bundled or a user's name. Only listed names count, so none leads out of its folder."""
+    """The file of a listed name, bundled or the user's. Other names are refused, so none leads out of its folder."""
     if name not in scale_names():
         raise _unknown(name)
     users = folder_paths.get_full_path(FOLDER, name)
@@ -83,7 +83,7 @@ def _path_of(name: str) -> Path:
             logger.warning("%s has the name of a bundled scale, which is used instead. Give it another name to use it.", users)
         return bundled
     if users is None:
-        raise _unknown(name)  # listed a moment ago, and gone
+        raise _unknown(name)  # deleted since it was listed
     return Path(users)
 
 
@@ -115,15 +115,15 @@ class AnnealingScaleLoader(io.ComfyNode):
                     "scale_name",
                     options=scale_names(),
                     tooltip="The learned scale: one that comes with this pack, a .safetensors or .pt file in "
-                    "models/annealing_guidance/, or an entry that says what it downloads. Such an entry is downloaded "
-                    "once, when it first runs, checked, and kept in models/annealing_guidance/.",
+                    "models/annealing_guidance/, or an entry that says what it downloads. Such an entry is downloaded once, "
+                    "when it first runs; it is checked and kept in models/annealing_guidance/.",
                 ),
             ],
             outputs=[
                 AnnealingScale.Output(
                     display_name="scale_model",
-                    tooltip="The scale model: gives the guidance scale at every step. Connect it to the Annealing Guider or to "
-                    "Annealing Guidance (KSampler).",
+                    tooltip="The scale model, which gives the guidance scale at every step. Connect it to the Annealing Guider "
+                    "or to Annealing Guidance (KSampler).",
                 )
             ],
             **where_known(io.Schema, search_aliases=["load scale", "scale file"]),
@@ -136,13 +136,13 @@ class AnnealingScaleLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, scale_name: str) -> Any:
-        """Changes with the file, so that a changed one is read again."""
+        """Changes with the file, so that a changed file is read again."""
         if entry := _catalogue_entry(scale_name):
-            return entry.sha256  # its content is always this: fetching it must not make the next run differ
+            return entry.sha256  # the content is fixed, so fetching it must not look like a change
         try:
             stat = _path_of(scale_name).stat()
         except (AnnealingError, OSError):
-            return None  # gone: execute says so
+            return None  # missing: execute says so
         return (stat.st_mtime_ns, stat.st_size)
 
     @classmethod
@@ -159,8 +159,8 @@ class AnnealingFixedScale(io.ComfyNode):
             node_id="AnnealingFixedScale",
             display_name="Fixed Scale (baseline)",
             category=SCALE_CATEGORY,
-            description="A guidance scale that follows a fixed rule instead of a learned one, to compare with. Like the learned "
-            "scale it is a CFG++ scale: ordinary values are 0.6 to 1.2, not 7. It takes no notice of guidance_lambda.",
+            description="A guidance scale that follows a fixed rule, to compare the learned scale with. Like the learned scale "
+            "it is a CFG++ scale: usual values are 0.6 to 1.2, not 7. guidance_lambda has no effect on it.",
             inputs=[
                 io.Combo.Input(
                     "rule",
@@ -184,8 +184,8 @@ class AnnealingFixedScale(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="The CFG++ scale without noise (linear, cosine) or outside the interval. 0.1 is about CFG 1: the "
-                    "prompt without extra guidance; 0 ignores the prompt. Not used by constant.",
+                    tooltip="The CFG++ scale without noise (linear, cosine) or outside the interval. 0.1 is about CFG 1, the "
+                    "prompt without extra guidance; 0 ignores the prompt. constant does not use it.",
                 ),
                 io.Float.Input(
                     "start_percent",

@@ -1,4 +1,4 @@
-"""The embedded demo as nodes: its model, and pictures to train a scale on."""
+"""The bundled demo as nodes: its model, and pictures to train a scale on."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ShapesLoader(io.ComfyNode):
                 io.Clip.Output(
                     tooltip="Its text encoder. It knows six colours, four shapes, and left of, right of, above, below."
                 ),
-                io.Vae.Output(tooltip="Its VAE: 8 pixels make a latent place."),
+                io.Vae.Output(tooltip="Its VAE: 8 x 8 pixels make one latent place."),
             ],
             **where_known(io.Schema, search_aliases=["demo model", "tiny model", "example model"]),
         )
@@ -49,8 +49,8 @@ class ShapesDataset(io.ComfyNode):
             node_id="ShapesDataset",
             display_name="Shapes Pictures (demo data)",
             category=DEMO_CATEGORY,
-            description="Captioned pictures for the demo model, drawn on the spot: what a folder of your own pictures with "
-            "captions is for a real model. Connect both lists to Make Training Dataset.",
+            description="Draws captioned pictures for the demo model, in place of the folder of captioned pictures that you "
+            "would use for a real model. Connect both lists to Make Training Dataset.",
             inputs=[
                 io.Int.Input("count", default=256, min=1, max=4096, tooltip="Number of pictures. A scale needs at least 8."),
                 io.Int.Input(
@@ -58,8 +58,8 @@ class ShapesDataset(io.ComfyNode):
                     default=0,
                     min=0,
                     max=2**63 - 1,
-                    control_after_generate=False,  # the interface would draw other pictures for every run
-                    tooltip="The same seed draws the same pictures. None shows a scene that the demo model is tested on.",
+                    control_after_generate=False,  # else the interface changes it after every run
+                    tooltip="The same seed draws the same pictures. None of them shows a scene that the demo model is tested on.",
                 ),
             ],
             outputs=[

@@ -1,4 +1,4 @@
-"""One prompt, several lambdas, one picture to compare them."""
+"""Lambda Sweep: one prompt, several lambdas, one picture to compare them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class AnnealingSweep(io.ComfyNode):
             node_id="AnnealingSweep",
             display_name="Lambda Sweep",
             category=PICTURES_CATEGORY,
-            description="Samples the same noise with several lambdas, and with ordinary CFG scales if you like, and lays the "
-            "pictures side by side with labels. Takes the place of guider and sampler. A row for each latent of the batch.",
+            description="Samples the same noise with several lambdas, and if you like with ordinary CFG scales, and puts the "
+            "pictures side by side with labels. It replaces guider and sampler. Each latent of the batch gives a row.",
             inputs=[
                 io.Noise.Input("noise", tooltip="From RandomNoise. Every column starts from the same noise."),
                 io.Model.Input("model", tooltip="The model to sample."),
@@ -40,34 +40,38 @@ class AnnealingSweep(io.ComfyNode):
                 io.Sigmas.Input("sigmas", tooltip="The noise levels, for all columns."),
                 io.Latent.Input(
                     "latent_image",
-                    tooltip="What to sample. Every column is a run of its own: it takes the memory of one, and the time of all.",
+                    tooltip="What to sample. Every column is a separate run, so it takes the memory of one run and the time of "
+                    "all.",
                 ),
                 io.Vae.Input("vae", tooltip="Decodes the pictures."),
                 AnnealingScale.Input(
                     "scale_model",
                     optional=True,
-                    tooltip="The learned scale. Unconnected: one that was trained on this model, else the one of its family.",
+                    tooltip="The learned scale. Unconnected: a scale that was trained on this model, else that of its family.",
                 ),
                 io.String.Input(
-                    "lambdas", default="0, 0.2, 0.4, 0.6, 0.8", tooltip="Which lambdas to compare, each from 0 to 1, with commas."
+                    "lambdas",
+                    default="0, 0.2, 0.4, 0.6, 0.8",
+                    tooltip="The lambdas to compare, each from 0 to 1, separated by commas.",
                 ),
                 io.String.Input(
                     "cfg_scales",
                     default="",
-                    tooltip="Fixed scales to compare with, by ComfyUI's own CFGGuider: 1, 5, 7.5. With a sampler that renoises "
-                    "with the unconditional prediction (Annealing Sampler, *_cfg_pp) these are CFG++ scales of about 0.6 to 1.2.",
+                    tooltip="Constant scales to compare with, sampled by ComfyUI's own CFGGuider: 1, 5, 7.5. With a sampler that "
+                    "renoises with the unconditional prediction (Annealing Sampler, *_cfg_pp) use CFG++ scales of about 0.6 to "
+                    "1.2.",
                 ),
                 io.String.Input(
                     "cfgs",
                     default="",
                     optional=True,
-                    tooltip="Strengths to compare, said in ordinary CFG: 3, 5, 7.5. Every lambda is drawn at each of them. "
-                    "Empty: as the scale was trained.",
+                    tooltip="Strengths to compare, as ordinary CFG: 3, 5, 7.5. Every lambda is drawn at each of them. Empty: as "
+                    "the scale was trained.",
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="grid", tooltip="All pictures with their labels, as one."),
-                io.Latent.Output(display_name="samples", tooltip="The latents, column after column."),
+                io.Image.Output(display_name="grid", tooltip="All pictures with their labels, as one picture."),
+                io.Latent.Output(display_name="samples", tooltip="The latents, column by column."),
                 AnnealingTraceType.Output(display_name="trace", tooltip="Which scales the lambdas used, for Scale Plot."),
             ],
             hidden=[io.Hidden.unique_id],
@@ -122,8 +126,10 @@ class AnnealingSweep(io.ComfyNode):
 
 
 def side_by_side(runs: list[RunTrace]) -> AnnealingTrace:
-    """Runs with one lambda each as one run of a wide batch. Their calls are as many, but for solvers that choose their steps:
-    where a run has ended its sigma stays and its other values are NaN."""
+    """Runs with one lambda each, as one run of a wide batch.
+
+    A solver that chooses its own steps may give runs of different lengths. A shorter run is filled up: its last sigma, and NaN.
+    """
     lambdas = [torch.full_like(run.calls[0].scale, float(run.guidance_lambda)) for run in runs if run.calls]
     trace = AnnealingTrace()
     whole = trace.begin(runs[0].scale_name, torch.cat(lambdas) if lambdas else runs[0].guidance_lambda, runs[0].folded)
@@ -139,7 +145,7 @@ def _ended(last: GuidedCall) -> GuidedCall:
 
 
 def _show_all(trace: RunTrace, chart: LiveChart, steps: int) -> None:
-    """Every lambda's run in one chart, which showed one after the other so far."""
+    """Draw all lambdas' runs in one chart. So far it has shown one run after the other."""
     chart.begin(trace.run_id, steps, trace.folded, torch.as_tensor(trace.guidance_lambda).reshape(-1).tolist())
     for call in trace.calls:
         chart.record(call)
@@ -147,7 +153,7 @@ def _show_all(trace: RunTrace, chart: LiveChart, steps: int) -> None:
 
 
 def _pictures(vae, latents: torch.Tensor) -> torch.Tensor:
-    """[B, H, W, 3]; of a video the frame in its middle."""
+    """[B, H, W, 3]; for a video, its middle frame."""
     pictures = vae.decode(latents)
     return pictures[:, pictures.shape[1] // 2] if pictures.ndim == 5 else pictures
 

@@ -1,4 +1,4 @@
-"""Training a scale with one node: the model makes its own pictures, is measured on them, and the fitted scale is saved."""
+"""Training a scale with one node: the model makes pictures, is measured on them, and the fitted scale is saved."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .training import profiles_folder
 FIT = FitSettings()
 BUNDLED_PROMPTS = PROMPTS.read_text(encoding="utf-8").strip()
 SHOWN_LAMBDAS = [0.0, 0.4, 0.8]
-# Inputs of loaders that hold a diffusion model's file name: core's and those of common packs.
+# Loaders' inputs with the file name of a diffusion model, in ComfyUI and common packs.
 _MODEL_FILES = ("ckpt_name", "unet_name", "model_name", "gguf_name")
 
 
@@ -43,10 +43,10 @@ class AnnealingTrainScale(io.ComfyNode):
             node_id="AnnealingTrainScale",
             display_name="Train Annealing Scale (once per model)",
             category=TRAINING_CATEGORY,
-            description="Trains a guidance scale for a model, with nothing to prepare: the model makes pictures from the "
-            "prompts, is measured on them, and the scale is fitted and saved in models/annealing_guidance/. Later runs load it "
-            "at once, and an Annealing Guider whose scale_model is unconnected finds it. Cancel at any time: the next run goes "
-            "on from there.",
+            description="Trains a guidance scale for a model. You need not prepare anything: the model makes pictures from the "
+            "prompts and is measured on them, and the fitted scale is saved in models/annealing_guidance/. Later runs load it at "
+            "once, and an Annealing Guider whose scale_model is unconnected finds it. Cancel at any time: the next run continues "
+            "from there.",
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="The model to train a scale for, as you sample it, with its LoRAs if any."),
@@ -55,8 +55,8 @@ class AnnealingTrainScale(io.ComfyNode):
                     "prompts",
                     multiline=True,
                     default=BUNDLED_PROMPTS,
-                    tooltip="What the pictures show, one prompt a line: what you usually make, or the varied list that is here. "
-                    "With the Shapes demo the list that is here stands for captions of the demo's own kind.",
+                    tooltip="What the pictures show, one prompt per line: what you usually make, or the varied list that is "
+                    "here. With the Shapes demo, captions of the demo's own kind replace this list.",
                 ),
                 io.Conditioning.Input(
                     "negative",
@@ -70,35 +70,35 @@ class AnnealingTrainScale(io.ComfyNode):
                     min=0,
                     max=16384,
                     step=8,
-                    tooltip="Of the pictures, in pixels. 0: what the model was trained on, by its family (SDXL and flow models: "
-                    "1024; SD 1.5: 512).",
+                    tooltip="Width of the pictures in pixels. 0: the size that the model's family was trained on (SDXL and flow "
+                    "models: 1024; SD 1.5: 512).",
                 ),
                 io.Int.Input(
-                    "height", default=0, min=0, max=16384, step=8, tooltip="Of the pictures, in pixels. 0: as for width."
+                    "height", default=0, min=0, max=16384, step=8, tooltip="Height of the pictures in pixels. 0: as for width."
                 ),
                 io.Combo.Input(
                     "effort",
                     options=list(EFFORTS),
                     default="normal",
                     tooltip="How many pictures: quick 32, normal 128, thorough 512. quick takes as long as sampling about 35 "
-                    "pictures in 20 steps with CFG, normal 140, thorough 560. More effort goes on from less.",
+                    "pictures in 20 steps with CFG, normal 140, thorough 560. More effort continues from less.",
                 ),
                 io.String.Input(
                     "name",
                     default="",
-                    tooltip="Of the scale's file; a number is added. With / for a sub-folder. Empty: the model's file name.",
+                    tooltip="Name of the scale's file; a number is added. Use / for a sub-folder. Empty: the model's file name.",
                 ),
             ],
             outputs=[
                 AnnealingScale.Output(
                     display_name="scale_model",
-                    tooltip="The learned scale, as it was saved. Connect it to the Annealing Guider, or leave the guider's "
-                    "scale_model unconnected: it finds the file.",
+                    tooltip="The learned scale, as saved. Connect it to the Annealing Guider, or leave the guider's scale_model "
+                    "unconnected: it finds the file.",
                 ),
                 io.Image.Output(
                     display_name="plot",
                     tooltip="Left, the learned scale over a run for five lambdas; right, its loss on held-out pictures against "
-                    "the best constant scale. Where the scale was loaded: its map for three lambdas.",
+                    "the best constant scale. If the scale was loaded: its map for three lambdas.",
                 ),
             ],
             hidden=[io.Hidden.prompt],
@@ -152,7 +152,7 @@ def _output(network, plot, text: str) -> io.NodeOutput:
 
 
 def _trained_before(model, prefix: Path, request: Request) -> Path | None:
-    """The file that such a request, or one for more pictures, gave for this very model."""
+    """The file that the same request, or one for more pictures, gave for this very model; or None."""
     wanted = {
         Request(request.prompts, request.negative, request.width, request.height, pictures).described()
         for pictures in EFFORTS.values()
@@ -161,13 +161,13 @@ def _trained_before(model, prefix: Path, request: Request) -> Path | None:
     try:
         files = {path.name: path for path in numbered_files(prefix).values()}
     except OSError:
-        return None  # saving says what is wrong with the folder
+        return None  # saving reports what is wrong with the folder
     found = own_scale(model, files, wanted.__contains__)
     return None if found is None else files[found]
 
 
 def _model_name(model, prompt: dict[str, Any] | None) -> str:
-    """What the user calls the model: its file's name, by the workflow; else its family's."""
+    """The model's file name in the workflow, without its ending; else the name of its family."""
     config = model.model.model_config
     family = Path(config.annealing_scale).stem if isinstance(config, ShapesConfig) else type(config).__name__
     found = _file_in_workflow(prompt, getattr(get_executing_context(), "node_id", None))
@@ -175,7 +175,7 @@ def _model_name(model, prompt: dict[str, Any] | None) -> str:
 
 
 def _file_in_workflow(prompt: dict[str, Any] | None, node: str | None) -> str | None:
-    """Follows the node's model back to a loader."""
+    """Follows the links of the node's model back to a loader."""
     links, seen = [(prompt or {}).get(node, {}).get("inputs", {}).get("model")], set()
     while links:
         link = links.pop(0)

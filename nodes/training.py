@@ -32,9 +32,9 @@ def profiles_folder() -> Path:
 class AnnealingProfiler(io.ComfyNode):
     """Profile Guidance.
 
-    No fingerprint: a finished run is cached until an input changes, though its folder may since have got files from elsewhere.
-    Those are what Load Annealing Profile is for; running again because of files that the run itself wrote would fit and sample
-    everything after it a second time. A run that was stopped is not cached, so the next one goes on.
+    It has no fingerprint: a finished run is cached until an input changes, even if its folder gets files from elsewhere. Load
+    Annealing Profile reads those. A fingerprint of the folder would change with the files that the run itself writes, and repeat
+    everything after it. A run that was stopped is not cached, so the next one continues.
     """
 
     @classmethod
@@ -43,9 +43,9 @@ class AnnealingProfiler(io.ComfyNode):
             node_id="AnnealingProfiler",
             display_name="Profile Guidance",
             category=TRAINING_CATEGORY,
-            description="Measures on captioned pictures how a model answers to guidance: all that Fit Annealing Scale needs. "
-            "Only forward passes, with the memory that sampling takes. Stop it at any time: what was measured lies in "
-            "output/annealing_profiles/, and the next run goes on from there.",
+            description="Measures on captioned pictures how a model responds to guidance: all that Fit Annealing Scale needs. It "
+            "uses only forward passes, and as much memory as sampling. Stop it at any time: what was measured is kept in "
+            "output/annealing_profiles/, and the next run continues from there.",
             is_input_list=True,
             inputs=[
                 io.Model.Input("model", tooltip="The model to train a scale for, as you sample it, with its LoRAs if any."),
@@ -62,20 +62,20 @@ class AnnealingProfiler(io.ComfyNode):
                 ),
                 io.Conditioning.Input(
                     "negative",
-                    tooltip="What you sample with as the negative: usually an empty prompt, for SDXL base ConditioningZeroOut.",
+                    tooltip="The negative that you sample with: usually an empty prompt, for SDXL base ConditioningZeroOut.",
                 ),
                 io.String.Input(
                     "profile_name",
                     default="my_model",
-                    tooltip="Folder in output/annealing_profiles/ for the measured numbers. All pictures in it count: a run with "
-                    "more of them adds to it. Another model or other settings need another name.",
+                    tooltip="Folder in output/annealing_profiles/ for the measured numbers. All pictures in it count, so a run "
+                    "with more pictures adds to it. Another model or other settings need another name.",
                 ),
                 io.Int.Input(
                     "training_steps",
                     default=0,
                     min=0,
                     max=500,
-                    tooltip="Number of sampling steps the scale is made for; it sets how strong the guidance is. 0: 50 for "
+                    tooltip="Number of sampling steps that the scale is made for. It sets how strong the guidance is. 0: 50 for "
                     "epsilon and v-prediction models (the paper's, about CFG 12), 28 for flow models (about CFG 5). 20 is about "
                     "CFG 5 on epsilon models. With match_training_steps you can still sample with any number of steps.",
                 ),
@@ -84,15 +84,15 @@ class AnnealingProfiler(io.ComfyNode):
                     default=8,
                     min=1,
                     max=500,
-                    tooltip="Noise levels to measure each picture at. Twice as many take twice as long.",
+                    tooltip="Number of noise levels at which each picture is measured. Twice as many take twice as long.",
                 ),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=2**63 - 1,
-                    control_after_generate=False,  # the interface would draw another one after every run
-                    tooltip="Of the noise. The same seed measures the same numbers, whatever the interruptions.",
+                    control_after_generate=False,  # else the interface changes it after every run
+                    tooltip="Seed of the noise. The same seed gives the same numbers, even after interruptions.",
                 ),
                 *_expert_profiler_inputs(),
             ],
@@ -158,15 +158,15 @@ def _expert_profiler_inputs() -> list[io.Input]:
             default=9,
             min=3,
             max=33,
-            tooltip="About how many scales from 0 to 4 the gap after a step is measured at: fewer where it changes evenly, more "
+            tooltip="The gap after a step is measured at about this many scales from 0 to 4: fewer where it changes evenly, more "
             "where it jumps. The time grows with 1 + knots.",
             **where_known(io.Int.Input, advanced=True),
         ),
         io.Boolean.Input(
             "perturb_captions",
             default=True,
-            tooltip="As in the paper: the captions' embeddings are disturbed, the more the noisier (CADS), so that the scale "
-            "learns what to do where the picture misses the prompt.",
+            tooltip="As in the paper: noise is added to the captions' embeddings, more at noisier levels (CADS), so that the "
+            "scale learns what to do where the picture misses the prompt.",
             **where_known(io.Boolean.Input, advanced=True),
         ),
         io.Int.Input(
@@ -174,8 +174,8 @@ def _expert_profiler_inputs() -> list[io.Input]:
             default=1,
             min=1,
             max=256,
-            tooltip="Noise levels measured at once. It takes the memory of sampling that many pictures; the numbers stay the "
-            "same up to rounding. Raise it for small models.",
+            tooltip="Number of noise levels measured at once. It takes the memory of sampling that many pictures. The numbers "
+            "stay the same, up to rounding. Raise it for small models.",
             **where_known(io.Int.Input, advanced=True),
         ),
         *(
@@ -185,7 +185,7 @@ def _expert_profiler_inputs() -> list[io.Input]:
                 min=16,
                 max=16384,
                 step=8,
-                tooltip=f"Without latents: {side} of the pictures that the model makes. Take what it was trained on.",
+                tooltip=f"Without latents: {side} of the pictures that the model makes. Use the size that it was trained on.",
                 **where_known(io.Int.Input, advanced=True),
             )
             for side in ("width", "height")
@@ -212,8 +212,8 @@ def _expert_profiler_inputs() -> list[io.Input]:
             min=0.0,
             max=30.0,
             step=0.1,
-            tooltip="Without latents: CFG scale for making a picture. 0: unguided, which is best: from guided pictures the scale "
-            "comes out too strong.",
+            tooltip="Without latents: CFG scale for making a picture. 0: unguided. This is best, as guided pictures give too "
+            "strong a scale.",
             **where_known(io.Float.Input, advanced=True),
         ),
         io.Combo.Input(
@@ -240,14 +240,14 @@ class AnnealingProfileLoader(io.ComfyNode):
             node_id="AnnealingProfileLoader",
             display_name="Load Annealing Profile",
             category=TRAINING_CATEGORY,
-            description="Loads what Profile Guidance measured, without the model. Files of several machines that measured the "
-            "same model with the same settings are merged: copy them into one folder.",
+            description="Loads what Profile Guidance measured, without the model. It merges the files of several machines that "
+            "measured the same model with the same settings: copy them into one folder.",
             inputs=[
                 io.Combo.Input(
                     "profile_name",
                     options=profile_names(),
-                    tooltip="A folder in output/annealing_profiles/. All its files are read; a picture that is in several counts "
-                    "once.",
+                    tooltip="A folder in output/annealing_profiles/. All its files are read. A picture that is in several files "
+                    "counts once.",
                 ),
             ],
             outputs=[
@@ -281,7 +281,7 @@ class AnnealingProfileLoader(io.ComfyNode):
 
 
 def profile_names() -> list[str]:
-    """The folders with measured files in them or below them, as the user names them."""
+    """The folders that contain measured files, also in subfolders, as the user names them."""
     names = (file.relative_to(profiles_folder()).parents for file in profiles_folder().rglob("*.safetensors"))
     return sorted({name.as_posix() for parents in names for name in parents} - {"."})
 
