@@ -8,7 +8,6 @@ The text is benchmarks/page.md, with a word in braces wherever a table belongs.
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import math
 import re
@@ -153,31 +152,6 @@ def quality(results: dict, page: Path) -> dict[str, str]:
     }
 
 
-def training_grid(results: dict, _page: Path) -> dict[str, str]:
-    columns = {"mean scale": "{mean_scale:.2f}", "right": "{right:.1%}", "FD": "{fd:.3f}", "colour error": "{colour_error:.4f}"}
-    tables = [f"**{variant}**\n\n{table(rows, columns, 'fit')}" for variant, rows in results["variants"].items()]
-    heading = f"{about(results)} {results['prompts']} pictures a point, fits to {results['training_pictures']}."
-    return {"training_grid.about": heading, "training_grid.table": "\n\n".join(tables)}
-
-
-def ring(results: dict, page: Path) -> dict[str, str]:
-    columns = {
-        "aligned": "{aligned:.1%} ± {aligned_interval:.1%}",
-        "coverage": "{coverage:.2f} ± {coverage_interval:.2f}",
-        "off the ring": "{off_ring:.3f}",
-        "distance to its own data": "{distance:.3f} ± {distance_interval:.3f}",
-    }
-    most = max(results["steps"], key=int)
-    level = f"{results['level']:.0%}"
-    found = {f"{method}, {steps} steps": row for steps, rows in results["at_level"].items() for method, row in rows.items()}
-    at_level = {"coverage": "{coverage:.2f}", "off the ring": "{off_ring:.3f}", "distance to its own data": "{distance:.3f}"}
-    rows = f"<details><summary>{most} steps, all settings</summary>\n\n{table(results['steps'][most], columns)}\n\n</details>"
-    return {
-        "ring.about": f"{about(results)} {results['samples']} points a row.",
-        "ring.table": f"At {level} aligned, between the two settings around it:\n\n{table(found, at_level)}\n\n{rows}",
-    }
-
-
 def cost(results: dict, _page: Path) -> dict[str, str]:
     """A table for each part; a row belongs to the first of its part's shapes whose figures it has."""
     step = {
@@ -208,25 +182,13 @@ def cost(results: dict, _page: Path) -> dict[str, str]:
 SECTIONS = {
     "quality": quality,
     "strength": lambda results, _page: page_strength.strength(results, table, about),
-    "training_grid": training_grid,
-    "ring": ring,
     "cost": cost,
 }
 
 
-def rest() -> str:
-    """The benchmarks without a section: what each asks, in its own words."""
-    lines = []
-    for file in sorted((ROOT / "benchmarks").glob("*.py")):
-        if file.stem not in (*SECTIONS, "page", "page_strength", "reference_trainer"):
-            summary = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))).partition("\n\n")[0].replace("\n", " ")
-            lines.append(f"- `{file.stem}`: {summary[0].lower()}{summary[1:]}")
-    return "\n".join(lines)
-
-
 def page_text(results_folder: Path, page: Path) -> str:
     """The page; draws its figures beside it. A section whose results are missing says so."""
-    text, words = TEMPLATE.read_text(encoding="utf-8"), {"rest": rest()}
+    text, words = TEMPLATE.read_text(encoding="utf-8"), {}
     for name, section in SECTIONS.items():
         file = results_folder / f"{name}.json"
         if file.exists():

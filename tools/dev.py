@@ -91,14 +91,15 @@ def use_one_thread() -> None:
 
 
 def bench(options: argparse.Namespace) -> int:
-    """Run `benchmarks/<name>.py` with the same ComfyUI; without a name the short versions, with `--full` all of them."""
+    """Run a benchmark or a study with the same ComfyUI; without a name the short benchmarks, with `--full` all of them."""
     if not options.rest or options.rest == ["--full"]:
         return bench_all(full=bool(options.rest))
-    names = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+    scripts = {path.stem: path for path in (ROOT / "benchmarks").glob("*.py")}
+    scripts |= {result.stem: result.with_suffix(".py") for result in (ROOT / "benchmarks" / "studies").glob("*.json")}
     name, *arguments = options.rest
-    if name not in names:
-        raise SetupError(f"there is no benchmark {name!r}: choose one of {', '.join(names)}")
-    return run_in_host(str(ROOT / "benchmarks" / f"{name}.py"), *arguments)
+    if name not in scripts:
+        raise SetupError(f"there is no benchmark {name!r}: choose one of {', '.join(sorted(scripts))}")
+    return run_in_host(str(scripts[name]), *arguments)
 
 
 def bench_all(full: bool) -> int:

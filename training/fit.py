@@ -119,7 +119,7 @@ def fit(
         torch.manual_seed(settings.seed)
         entries = Entries(*(tensor.clone() for tensor in vars(profile.entries).values()))
         training_rows, held_out_rows = _split(entries.picture, settings)
-        ratio = _ratio(entries[training_rows], profile, settings)
+        ratio = loss_ratio(entries[training_rows], profile, settings)
         training = ProfileLoss(entries[training_rows], profile.settings.knots, ratio)
         held_out = ProfileLoss(entries[held_out_rows], profile.settings.knots, ratio)
         made = f"Annealing Guidance, fitted to {len(entries)} entries of {len(entries.picture.unique())} pictures"
@@ -142,7 +142,7 @@ def fit(
         network = ScaleNetwork(info, config)
         network.load_state_dict(learner.state_dict())
         best = min(check.held_out_loss for check in history)
-        return Fit(network.eval(), history, best, _best_constants(training, held_out))
+        return Fit(network.eval(), history, best, best_constant_loss(training, held_out))
 
 
 def typical_gaps(profile: Profile) -> tuple[float, ...]:
@@ -183,7 +183,7 @@ def _split(picture: torch.Tensor, settings: FitSettings) -> tuple[torch.Tensor, 
     return (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)
 
 
-def _ratio(entries: Entries, profile: Profile, settings: FitSettings) -> float:
+def loss_ratio(entries: Entries, profile: Profile, settings: FitSettings) -> float:
     """What the second term is multiplied by.
 
     The follow-up follows both terms' running means while the scale moves. Here they are the means over the profile at scale
@@ -235,7 +235,7 @@ def _train(
         losses.append(loss.detach())
         if step % CHECK_EVERY and step != settings.steps:
             continue
-        check = Check(step, float(torch.stack(losses).mean()), _held_out_loss(network, held_out))
+        check = Check(step, float(torch.stack(losses).mean()), mean_loss(network, held_out))
         history.append(check)
         losses = []
         if check.held_out_loss < best:
@@ -249,8 +249,8 @@ def _train(
 
 
 @torch.no_grad()
-def _held_out_loss(network: ScaleNetwork, held_out: ProfileLoss) -> float:
-    """Mean over lambda 0, 0.1 .. 1, every held-out entry at each."""
+def mean_loss(network: ScaleNetwork, held_out: ProfileLoss) -> float:
+    """Of a network, the mean over lambda 0, 0.1 .. 1 and all entries."""
     entries, losses = held_out.entries, []
     for value in CHECKED_LAMBDAS:
         scale = network(entries.timestep, entries.gap_norm, value)
@@ -259,8 +259,8 @@ def _held_out_loss(network: ScaleNetwork, held_out: ProfileLoss) -> float:
 
 
 @torch.no_grad()
-def _best_constants(training: ProfileLoss, held_out: ProfileLoss, candidates: int = 101) -> float:
-    """Held-out loss, as above, of the constant scale that is best on the training pictures for each lambda."""
+def best_constant_loss(training: ProfileLoss, held_out: ProfileLoss, candidates: int = 101) -> float:
+    """The same of constant scales, one for each lambda: those that are best on the training pictures."""
     losses = []
     for value in CHECKED_LAMBDAS:
         scales = torch.linspace(training.second.low, training.second.high, candidates)

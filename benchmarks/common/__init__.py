@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
 import platform
 import re
 import sys
@@ -14,41 +13,19 @@ from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
-from devkit import SetupError  # noqa: E402
-from devkit.in_process import PACK, import_comfyui, import_pack  # noqa: E402
+from devkit.in_process import PACK, import_both, import_pack  # noqa: E402, F401
 
 RESULTS = ROOT / "benchmarks" / "results"
 
 
 def load_hosts(cpu: bool = True) -> None:
     """Make the ComfyUI of COMFYUI_PATH and the pack importable; before anything else."""
-    try:
-        import_comfyui(Path(os.environ["COMFYUI_PATH"]), cpu=cpu)
-    except KeyError:
-        sys.exit("COMFYUI_PATH names no ComfyUI. Run this as `python tools/dev.py bench ...`, which provides one.")
-    except SetupError as error:
-        sys.exit(f"dev.py bench: {error}")
-    import_pack(ROOT)
+    import_both(ROOT, "bench", cpu)
 
 
 def pack_module(name: str) -> ModuleType:
     """A module of the pack."""
     return importlib.import_module(f"{PACK}.{name}")
-
-
-def counted(model) -> tuple:
-    """(a clone of a MODEL, a list of the rows of each of its evaluations, which grows)."""
-    import comfy.patcher_extension
-
-    rows: list[int] = []
-
-    def count(executor, inner_model, conditions, x, *args):
-        rows.append(len(conditions) * len(x))
-        return executor(inner_model, conditions, x, *args)
-
-    model = model.clone()
-    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "counted", count)
-    return model, rows
 
 
 def machine(device: str = "cpu") -> dict[str, str]:

@@ -66,11 +66,3 @@ class Demo:
 def spread(pictures):
     """How colourful pictures [B, 3, H, W] are: mean difference of the largest and the smallest channel of a pixel, [B]."""
     return (pictures.amax(1) - pictures.amin(1)).mean((1, 2))
-
-
-def study_grid(variant: str, model_sampling):
-    """Training grid of the studies of fitting, with the nodes' own balance of the loss: 20 steps (epsilon), 28 (flow).
-
-    The bundled scales have grids of their own, which benchmarks/training_grid.py is about.
-    """
-    return 50 if variant == "epsilon" else tuple(pack_module("guidance.paper_schedule").sigmas(model_sampling, 28).tolist())

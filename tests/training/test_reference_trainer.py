@@ -13,10 +13,9 @@ from annealing_guidance_pack.models.scale_model import PREDICTIONS, ScaleInfo
 from annealing_guidance_pack.models.scale_network import NetworkConfig, ScaleNetwork
 from annealing_guidance_pack.training import bundled_scales
 from annealing_guidance_pack.training.fit import ProfileLoss
+from annealing_guidance_pack.training.training_grid import training_grid
 from annealing_guidance_pack.training.measure import measure_picture
 from annealing_guidance_pack.training.profile import Entries, Profile, ProfileSettings, steps_of_grid
-from annealing_guidance_pack.training.training_grid import training_grid
-from common.demo import study_grid
 from reference_trainer import ReferenceTrainer, RunningRatio, Samples
 
 PICTURES, SAMPLES = 12, 4
@@ -36,14 +35,13 @@ class Recorder:
         return executor(model, conds, x, sigma, model_options)
 
 
-def measured_samples(variant: str, steps: int | None) -> tuple:
-    """(model, negative, profile, the very samples that it was measured on, with a lambda each). No steps: the study's grid."""
+def measured_samples(variant: str, steps: int) -> tuple:
+    """(model, negative, profile, the very samples that it was measured on, with a lambda each)."""
     model, clip, vae = bundled_scales.load_shapes(variant)
     model_sampling = model.get_model_object("model_sampling")
     pictures = bundled_scales.training_pictures(clip, vae, PICTURES, seed=3)
     negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-    grid = training_grid(model_sampling, steps) if steps else study_grid(variant, model_sampling)
-    settings = ProfileSettings(grid, samples=SAMPLES)
+    settings = ProfileSettings(training_grid(model_sampling, steps), samples=SAMPLES)
     recorder, watched = Recorder(), model.clone()
     watched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "recorder", recorder)
     entries = Entries.joined([measure_picture(watched, picture, negative, settings, SAMPLES)[0] for picture in pictures])
@@ -66,7 +64,7 @@ def measured_samples(variant: str, steps: int | None) -> tuple:
     return model, negative, Profile(PREDICTIONS[path], x0[0].numel(), settings, entries), samples
 
 
-@pytest.fixture(scope="module", params=[("epsilon", None), ("flow", None), ("epsilon", 10), ("flow", 14)], ids=str)
+@pytest.fixture(scope="module", params=[("epsilon", 20), ("flow", 28), ("epsilon", 10), ("flow", 14)], ids=str)
 def measured(request):
     return measured_samples(*request.param)
 
@@ -102,18 +100,6 @@ def test_the_tables_loss_has_the_gradient_of_autograd_through_the_frozen_model(m
     own, reference = gradient_of(network, table.mean()), gradient_of(network, direct.mean())
     assert torch.nn.functional.cosine_similarity(own, reference, dim=0) > 0.999
     torch.testing.assert_close(own.norm(), reference.norm(), rtol=0.02, atol=0)
-
-
-def test_accumulating_sample_by_sample_is_one_batch(measured):
-    model, negative, profile, samples = measured
-    few = next(reference_trainer._parts(samples, 6))
-    trainers = [ReferenceTrainer(model, negative, scale_network(profile), balanced=True, at_once=n) for n in (1, 6)]
-    for trainer in trainers:
-        trainer.step(few)
-        assert trainer.samples_seen == 6
-    for one, all_at_once in zip(*(trainer.network.parameters() for trainer in trainers), strict=True):
-        torch.testing.assert_close(one.grad, all_at_once.grad, rtol=1e-3, atol=1e-6)
-    assert trainers[0].ratio.now == pytest.approx(trainers[1].ratio.now, rel=1e-4)
 
 
 def test_it_learns_and_leaves_the_model_alone(measured):
