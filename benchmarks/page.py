@@ -12,8 +12,8 @@ import json
 import math
 import re
 from pathlib import Path
+from statistics import geometric_mean
 
-import page_strength
 from common import RESULTS, ROOT, confidence, import_pack
 from common.regret import Regret
 
@@ -152,38 +152,71 @@ def quality(results: dict, page: Path) -> dict[str, str]:
     }
 
 
+def strength(results: dict, _page: Path) -> dict[str, str]:
+    """For each path a table of the samplers: cells that miss the aim, and the geometric mean of the deviations by steps."""
+    words, others = {"strength.about": about(results)}, {}
+    for path in ("epsilon", "flow"):
+        authors, samplers = results[path]["authors"], {}
+        for name, row in authors["rows"].items():
+            samplers.setdefault(name.split("/")[0], []).append(row)
+        columns = {f"{steps} steps": f"{{at{i}:.3f}}" for i, steps in enumerate(authors["steps"])}
+        rows = {}
+        for name, found in samplers.items():
+            steps = zip(*(row["annealing"] for row in found), strict=True)
+            rows[name] = {f"at{i}": geometric_mean(max(x, 1e-6) for x in at) for i, at in enumerate(steps)}
+            rows[name]["missed"] = _missed(found)
+        words[f"strength.{path}"] = table(rows, {"missed": "{missed}"} | columns, "sampler")
+        words[f"strength.{path}_floor"] = f"{authors['floor']:.3f}"
+        for name, part in results[path].items():
+            if name != "authors":
+                found = list(part["rows"].values())
+                pairs = [pair for row in found for pair in zip(row["annealing"], row["cfg"], strict=True)]
+                worst = max(ours for ours, cfg in pairs if cfg < 0.1)
+                others[f"{path}, {name}"] = {"missed": _missed(found), "floor": part["floor"], "worst": worst}
+    columns = {"missed": "{missed}", "floor": "{floor:.3f}", "worst where CFG's is below 0.1": "{worst:.3f}"}
+    return words | {"strength.others": table(others, columns, "other data")}
+
+
+def _missed(rows: list[dict]) -> str:
+    marks = [mark for row in rows for mark in row["marks"]]
+    burnt = marks.count("!")
+    return f"{len(marks) - marks.count(' ')} of {len(marks)}" + (f", {burnt} burnt" if burnt else "")
+
+
 def cost(results: dict, _page: Path) -> dict[str, str]:
-    """A table for each part; a row belongs to the first of its part's shapes whose figures it has."""
-    step = {
-        "added per step": "{added_ms:.2f} ms ({added_ms_low:.2f} to {added_ms_high:.2f})",
-        "CFG's own work": "{cfg_ms:.2f} ms",
-        "model evaluations": "{predictions:.2f} of CFG's",
-        "added operations": "{added_operations}",
-        "added peak memory": "{added_peak_bytes} of {latent_bytes} bytes",
-        "kept per step": "{trace_bytes_per_step} bytes",
+    """A table for each part; a row belongs to the first of these shapes whose figures it has."""
+    shapes = {
+        "added_ms": {
+            "added per step": "{added_ms:.2f} ms ({added_ms_low:.2f} to {added_ms_high:.2f})",
+            "CFG's own work": "{cfg_ms:.2f} ms",
+            "model evaluations": "{predictions:.2f} of CFG's",
+            "added operations": "{added_operations}",
+            "added peak memory": "{added_peak_bytes} of {latent_bytes} bytes",
+            "kept per step": "{trace_bytes_per_step} bytes",
+        },
+        "their_ms": {
+            "time": "{ratio:.2f} of their module's ({ratio_low:.2f} to {ratio_high:.2f})",
+            "theirs": "{their_ms:.2f} ms",
+        },
+        "cfg_step_ms": {
+            "speed": "{ratio:.3f} of CFG's ({ratio_low:.3f} to {ratio_high:.3f})",
+            "processor time": "{cpu_ratio:.3f} ({cpu_ratio_low:.3f} to {cpu_ratio_high:.3f})",
+            "a step of CFG": "{cfg_step_ms:.0f} ms",
+        },
+        "load_ms": {
+            "added": "{load_ms:.0f} ms ({load_ms_low:.0f} to {load_ms_high:.0f})",
+            "first start": "{first_load_ms:.0f} ms",
+        },
     }
-    authors = {"time": "{ratio:.2f} of their module's ({ratio_low:.2f} to {ratio_high:.2f})", "theirs": "{their_ms:.2f} ms"}
-    pictures = {
-        "speed": "{ratio:.3f} of CFG's ({ratio_low:.3f} to {ratio_high:.3f})",
-        "processor time": "{cpu_ratio:.3f} ({cpu_ratio_low:.3f} to {cpu_ratio_high:.3f})",
-        "a step of CFG": "{cfg_step_ms:.0f} ms",
-    }
-    start = {"added": "{load_ms:.0f} ms ({load_ms_low:.0f} to {load_ms_high:.0f})", "first start": "{first_load_ms:.0f} ms"}
-    pace = {"pace": "{entries_per_second:.1f} entries a second ({entries_per_second_low:.1f} to {entries_per_second_high:.1f})"}
-    shapes = {"added_ms": step, "their_ms": authors, "cfg_step_ms": pictures, "load_ms": start, "entries_per_second": pace}
     tables = []
-    for part in ("step", "pictures", "import", "growth"):
+    for part in ("step", "pictures", "import"):
         for key, columns in shapes.items():
-            if rows := {name: row for name, row in results.get(part, {}).items() if key in row}:
+            if rows := {name: row for name, row in results[part].items() if key in row}:
                 tables.append(table(rows, columns, part))
     return {"cost.about": about(results), "cost.table": "\n\n".join(tables)}
 
 
-SECTIONS = {
-    "quality": quality,
-    "strength": lambda results, _page: page_strength.strength(results, table, about),
-    "cost": cost,
-}
+SECTIONS = {"quality": quality, "strength": strength, "cost": cost}
 
 
 def page_text(results_folder: Path, page: Path) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests" / "support")]
 from devkit.in_process import PACK, import_both, import_pack  # noqa: E402, F401
 
 RESULTS = ROOT / "benchmarks" / "results"

@@ -8,28 +8,36 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from . import ROOT, pack_module
-
-sys.path.insert(0, str(ROOT / "tests" / "support"))
+import comfy.k_diffusion.sampling
+import comfy.model_management
+import comfy.samplers
+import torch
+from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
+from annealing_guidance_pack.guidance.live import LiveChart
+from annealing_guidance_pack.guidance.run import Guidance
+from annealing_guidance_pack.models.scale_network import NetworkConfig
+from closed_form import closed_form_model, conditioning
+from scales import made_up_network
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 STEPS = 50
 FIRST_SIGMA, LAST_SIGMA = 14.6, 0.03
+
+
+def chart() -> LiveChart:
+    """The live chart that the nodes give a guider, received by nobody."""
+    return LiveChart("1", lambda event, data: None, lambda text: None)
 
 
 class StandIn:
     """Latents, their two predictions, and a schedule of 50 steps of an epsilon model, on ComfyUI's device."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        import comfy.k_diffusion.sampling
-        import comfy.model_management
-        import torch
-        from scales import made_up_network
-
         self.device = comfy.model_management.get_torch_device()
         generator = torch.Generator().manual_seed(0)
         # A gap of the norm that a latent of SDXL's has in the middle of a run: 0.02 per value.
@@ -37,52 +45,40 @@ class StandIn:
         self.cond, self.uncond = cond, cond + 0.02 * gap
         self.schedule = comfy.k_diffusion.sampling.get_sigmas_karras(STEPS, LAST_SIGMA, FIRST_SIGMA)
         self.sigmas = [sigma.to(self.device).repeat(shape[0]) for sigma in self.schedule[:-1]]
-        config = pack_module("models.scale_network").NetworkConfig()
-        self.scale = made_up_network(config=config)  # the authors' sizes, random weights: the time is the same
+        self.scale = made_up_network(config=NetworkConfig())  # the authors' sizes, random weights: the time is the same
         self.predictions = 0
 
-    def cfg(self):
-        """ComfyUI's CFGGuider."""
-        import comfy.samplers
-
+    def cfg(self) -> comfy.samplers.CFGGuider:
         guider = comfy.samplers.CFGGuider(self._model())
         guider.set_cfg(5.0)
-        return self._with_conditionings(guider)
+        return guider
 
-    def annealing(self, **settings):
-        """The Annealing Guider, with the live chart that its node gives it, received by nobody."""
-        run, live = pack_module("guidance.run"), pack_module("guidance.live")
-        chart = live.LiveChart("1", lambda event, data: None, lambda text: None)
-        guidance = run.Guidance(self.scale, 0.4, **settings)
-        return self._with_conditionings(pack_module("guidance.guider").AnnealingCFGGuider(self._model(), guidance, chart))
+    def annealing(self, **settings) -> AnnealingCFGGuider:
+        return AnnealingCFGGuider(self._model(), Guidance(self.scale, 0.4, **settings), chart())
 
-    def during_runs(self, guiders: list, sampler: str, body: Callable) -> None:
+    def during_runs(self, guiders: list, sampler: str, body: Callable, *steps: Callable) -> None:
         """body(*steps) while a run of every guider is under way, with the sampler of this name as far as they can tell.
 
         steps: one for each guider, a function of a number: one guided step at that step of the schedule.
         """
-        import comfy.samplers
-        import torch
+        if not guiders:
+            return body(*steps)
 
-        def run(waiting: list, steps: list[Callable]):
-            if not waiting:
-                return body(*steps)
+        def in_the_place_of_the_sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+            def step(i: int):
+                return model(x, self.sigmas[i % STEPS], **extra_args)
 
-            def in_the_place_of_the_sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
-                run(waiting[1:], [*steps, lambda i: model(x, self.sigmas[i % STEPS], **extra_args)])
-                return x
+            self.during_runs(guiders[1:], sampler, body, *steps, step)
+            return x
 
-            in_the_place_of_the_sampler.__name__ = f"sample_{sampler}"
-            ours = comfy.samplers.KSAMPLER(in_the_place_of_the_sampler)
-            waiting[0].sample(self.noise, torch.zeros_like(self.noise), ours, self.schedule, disable_pbar=True, seed=0)
-
+        in_the_place_of_the_sampler.__name__ = f"sample_{sampler}"
+        guiders[0].set_conds(*[conditioning(torch.zeros(1, 4, 2, 2), 1.0)] * 2)
+        ours, empty = comfy.samplers.KSAMPLER(in_the_place_of_the_sampler), torch.zeros_like(self.noise)
         with torch.inference_mode():
-            run(guiders, [])
+            guiders[0].sample(self.noise, empty, ours, self.schedule, disable_pbar=True, seed=0)
 
     def _model(self):
         """A model of its own for each guider, since their runs overlap."""
-        from closed_form import closed_form_model
-
         model = closed_form_model()
         model.model.to(self.device)
         model.load_device = self.device
@@ -93,90 +89,62 @@ class StandIn:
         self.predictions += 1
         return [self.cond, self.uncond]
 
-    @staticmethod
-    def _with_conditionings(guider):
-        import torch
-        from closed_form import conditioning
-
-        guider.set_conds(*[conditioning(torch.zeros(1, 4, 2, 2), 1.0)] * 2)
-        return guider
-
 
 def on_cuda() -> bool:
-    """Whether ComfyUI computes on a GPU of CUDA's or ROCm's kind, whose memory and kernels PyTorch can count."""
-    import comfy.model_management
-
+    """Whether ComfyUI computes on a GPU of CUDA's or ROCm's kind, whose memory PyTorch can count."""
     return comfy.model_management.get_torch_device().type == "cuda"
 
 
 def wait() -> None:
     """For the device."""
-    import torch
-
     if on_cuda():
         torch.cuda.synchronize()
 
 
-def operations(job: Callable[[], object]) -> int:
-    """How many of PyTorch's operations a job gives the device to do, each at least a kernel: views and no-ops are none."""
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
+class Operations(TorchDispatchMode):
+    """Counts the operations that give the device something to do, each at least a kernel: views and no-ops are none."""
 
-    counted = []
+    count = 0
 
-    def memory_of(values) -> set[int]:
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.count += bool(self._memory_of(result) - self._memory_of(args))
+        return result
+
+    @staticmethod
+    def _memory_of(values) -> set[int]:
         return {leaf.untyped_storage().data_ptr() for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)}
 
-    class Counting(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            if memory_of(result) - memory_of(args):
-                counted.append(function)
-            return result
 
-    with Counting():
+def operations(job: Callable[[], object]) -> int:
+    """How many a job does."""
+    with Operations() as counted:
         job()
-    return len(counted)
+    return counted.count
 
 
-def memory(job: Callable[[], object]) -> tuple[int, int]:
-    """(bytes that a job needs at most beyond those in use before it, bytes that it leaves in use), by PyTorch's allocators."""
-    import torch
-
+def peak_memory(job: Callable[[], object]) -> int:
+    """Bytes that a job needs at most beyond those in use before it, by PyTorch's allocators."""
     if on_cuda():
         wait()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         job()
         wait()
-        return torch.cuda.max_memory_allocated() - before, torch.cuda.memory_allocated() - before
-    sizes, most = {}, 0
-    for event in _profiled(job, profile_memory=True):
-        if event.get("name") == "[memory]":
-            address, size = event["args"]["Addr"], int(event["args"]["Bytes"])
-            if size > 0:
-                sizes[address] = size
-            else:
-                sizes.pop(address, None)  # of a release of what was there before nothing is counted
-            most = max(most, sum(sizes.values()))
-    return most, sum(sizes.values())
-
-
-def kernels(job: Callable[[], object]) -> int:
-    """How many kernels a job runs on the GPU."""
-    return sum(event.get("cat") == "kernel" for event in _profiled(job))
-
-
-def _profiled(job: Callable[[], object], **settings) -> list[dict]:
-    """The events of PyTorch's profiler, in the order of time."""
-    import torch
-
-    with torch.profiler.profile(**settings) as profile:
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(profile_memory=True) as profile:
         job()
-        wait()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trace.json")
         profile.export_chrome_trace(os.fspath(path))
         events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    return sorted(events, key=lambda event: event.get("ts", 0))
+    sizes: dict[int, int] = {}
+    most = 0
+    for event in sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"]):
+        address, size = event["args"]["Addr"], int(event["args"]["Bytes"])
+        if size > 0:
+            sizes[address] = size
+        else:
+            sizes.pop(address, None)  # of a release of what was there before nothing is counted
+        most = max(most, sum(sizes.values()))
+    return most
