@@ -31,8 +31,8 @@ import comfy.k_diffusion.sampling
 import comfy.samplers
 import torch
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
-from annealing_guidance_pack.guidance.run import Guidance
 from annealing_guidance_pack.guidance.null_renoising import null_renoising_sampler
+from annealing_guidance_pack.guidance.run import Guidance
 from annealing_guidance_pack.models import catalogue
 from annealing_guidance_pack.models.scale_file import load_scale
 from closed_form import SmoothScale, closed_form_model, conditioning, paper_trajectory

@@ -6,8 +6,8 @@ from study import LAMBDAS, VARIANTS, Drawing, Judge, fitted, measured, save
 
 # isort: split
 from annealing_guidance_pack.training import once
-from annealing_guidance_pack.training.pictures import SampleSettings, empty_latent, encode, sampled_pictures
 from annealing_guidance_pack.training.bundled_scales import training_pictures
+from annealing_guidance_pack.training.pictures import SampleSettings, empty_latent, encode, sampled_pictures
 from common.methods import Methods
 
 SIZES, SEED = (32, 128), 2

@@ -25,8 +25,8 @@ import numpy
 import torch
 from annealing_guidance_pack.guidance import paper_schedule
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
-from annealing_guidance_pack.guidance.run import Guidance
 from annealing_guidance_pack.guidance.null_renoising import null_renoising_sampler
+from annealing_guidance_pack.guidance.run import Guidance
 from annealing_guidance_pack.models.scale_model import ScaleModel
 from annealing_guidance_pack.training.pictures import given_pictures
 from annealing_guidance_pack.training.profile import ProfileSettings

@@ -19,12 +19,12 @@ if PACK not in sys.modules:
 import comfy.patcher_extension
 import torch
 from annealing_guidance_pack.shapes.loader import load_shapes
+from annealing_guidance_pack.training.bundled_scales import training_pictures
 from annealing_guidance_pack.training.fit import FitSettings, ProfileLoss, best_constant_loss, fit, loss_ratio, mean_loss
 from annealing_guidance_pack.training.knots import spread_knots
 from annealing_guidance_pack.training.once import LARGEST_SCALE, own_grid
 from annealing_guidance_pack.training.pictures import encode
 from annealing_guidance_pack.training.profile import Profile, ProfileSettings
-from annealing_guidance_pack.training.bundled_scales import training_pictures
 from annealing_guidance_pack.training.shards import measure
 from common.demo import Demo
 from common.measures import Gaussian, frechet_distance

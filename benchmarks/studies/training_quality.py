@@ -15,10 +15,10 @@ from study import VARIANTS, first_pictures, fitted, measured, save
 import torch
 from annealing_guidance_pack.models.scale_network import ScaleNetwork
 from annealing_guidance_pack.shapes.loader import load_shapes
+from annealing_guidance_pack.training.bundled_scales import training_pictures
 from annealing_guidance_pack.training.fit import FitSettings, ProfileLoss, loss_ratio
 from annealing_guidance_pack.training.once import own_grid
 from annealing_guidance_pack.training.pictures import encode
-from annealing_guidance_pack.training.bundled_scales import training_pictures
 from reference_trainer import ACCUMULATION, ROWS_PER_SAMPLE, ReferenceTrainer, draw, learner
 
 LAMBDAS = (0.0, 0.2, 0.4, 0.6, 0.8)

@@ -13,9 +13,9 @@ from annealing_guidance_pack.models.scale_model import PREDICTIONS, ScaleInfo
 from annealing_guidance_pack.models.scale_network import NetworkConfig, ScaleNetwork
 from annealing_guidance_pack.training import bundled_scales
 from annealing_guidance_pack.training.fit import ProfileLoss
-from annealing_guidance_pack.training.training_grid import training_grid
 from annealing_guidance_pack.training.measure import measure_picture
 from annealing_guidance_pack.training.profile import Entries, Profile, ProfileSettings, steps_of_grid
+from annealing_guidance_pack.training.training_grid import training_grid
 from reference_trainer import ReferenceTrainer, RunningRatio, Samples
 
 PICTURES, SAMPLES = 12, 4
