@@ -1,7 +1,8 @@
-"""The repository for those who come after: its pages are true of its files, and no file is too long to read."""
+"""The repository for those who come after: its pages are true of its files, and neither a file nor a folder grows unnoticed."""
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from pathlib import Path
@@ -53,3 +54,30 @@ def test_no_source_is_too_long_to_read(tracked):
     sources = [name for name in tracked if name.endswith((".py", ".js", ".mjs"))]
     lengths = {name: len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in sources if (ROOT / name).is_file()}
     assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
+
+
+def lines_allowed() -> dict[str, int]:
+    """Folder: lines at most, of the table in CONTRIBUTING.md, in its order: a folder may import from those below it."""
+    rows = re.findall(r"^\| `(\w+)/` \|.*\| ([\d,]+) \|$", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
+    return {folder: int(most.replace(",", "")) for folder, most in rows}
+
+
+def test_no_folder_has_more_lines_than_contributing_allows(tracked):
+    lines = dict.fromkeys(lines_allowed(), 0)
+    for name in tracked:
+        if "/" in name and name.endswith((".py", ".js", ".mjs")) and (ROOT / name).is_file():
+            lines[name.split("/")[0]] += len((ROOT / name).read_text(encoding="utf-8").splitlines())
+    too_many = {folder: count for folder, count in lines.items() if count > lines_allowed()[folder]}
+    assert too_many == {}, "shorten something, or raise the limit in CONTRIBUTING.md and say why in the commit"
+    assert all(lines.values())
+
+
+def test_folders_import_only_from_those_below_them():
+    order, found = list(lines_allowed()), []
+    for folder in ("nodes", "plots", "training", "shapes", "guidance", "models"):
+        for path in (ROOT / folder).glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and node.level == 2:
+                    found.append((folder, node.module.split(".")[0]))
+    assert len(found) > 100
+    assert {pair for pair in found if order.index(pair[0]) >= order.index(pair[1])} == set()
