@@ -252,7 +252,7 @@ def main() -> None:
     load_hosts(cpu=options.device == "cpu")
     from common.ablations import ablations
     from common.methods import Methods
-    from devkit.cache import cache_folder
+    from devkit.host import cache_folder
 
     kept = json.loads(options.output.read_text(encoding="utf-8"))["variants"] if options.keep else {}
     results: dict[str, dict] = {}

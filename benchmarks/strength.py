@@ -37,7 +37,6 @@ from annealing_guidance_pack.models import catalogue
 from annealing_guidance_pack.models.scale_file import load_scale
 from closed_form import SmoothScale, closed_form_model, conditioning, paper_trajectory
 from comfy.model_base import ModelType
-from devkit.cache import cache_folder
 from devkit.server import base_folder
 from two_points import TwoPointDenoiser
 
@@ -63,7 +62,7 @@ AIM, AIM_OF_CFG, AIM_OF_FLOOR = 0.06, 2.0, 1.5
 def authors_network():
     """From ANNEALING_OFFICIAL_CHECKPOINT, else from the folder of the servers that dev.py starts, fetched to it if need be."""
     if not (path := os.environ.get("ANNEALING_OFFICIAL_CHECKPOINT")):
-        folder = base_folder(cache_folder(), ROOT) / "models" / "annealing_guidance"
+        folder = base_folder(ROOT) / "models" / "annealing_guidance"
         path = catalogue.obtain(catalogue.OFFICIAL_SDXL, [folder])
     network = load_scale(path)
     network.info = dataclasses.replace(network.info, reference_numel=None)  # see PaperTrajectory

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 from devkit import SetupError
-from devkit.cache import cache_folder
-from devkit.environment import Host
+from devkit.host import Host
 from devkit.in_process import import_comfyui, import_pack
 from devkit.server import Server, base_folder
 from hypothesis import settings
@@ -73,7 +72,7 @@ def official_checkpoint() -> Path:
         if path.is_file():
             return path
     # The pack's own folder: of the ComfyUI under test (only read), then of the one that tools/dev.py makes.
-    folders = [host / "models" / "annealing_guidance" for host in (COMFYUI, base_folder(cache_folder(), ROOT)) if host]
+    folders = [host / "models" / "annealing_guidance" for host in (COMFYUI, base_folder(ROOT)) if host]
     try:
         return catalogue.find(catalogue.OFFICIAL_SDXL, folders) or catalogue.fetch(catalogue.OFFICIAL_SDXL, folders[-1])
     except AnnealingError as error:
@@ -83,8 +82,8 @@ def official_checkpoint() -> Path:
 @pytest.fixture(scope="session")
 def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A running ComfyUI on the CPU with this pack in it: one for the whole run."""
-    host = Host(comfyui=comfyui, python=Path(sys.executable), ours=False)
-    with Server(host, tmp_path_factory.mktemp("server"), ROOT, cpu=True) as running:
+    host = Host(comfyui, Path(sys.executable))
+    with Server(host, tmp_path_factory.mktemp("server"), ROOT) as running:
         yield running
 
 

@@ -1,8 +1,8 @@
 """Gives the readers of scales and profiles hostile files for as long as one likes: `python tools/dev.py fuzz --minutes 10`.
 
-Coverage-guided where atheris is installed for this Python (Linux, macOS); otherwise, or with --blind, the same changes without
-guidance. Ends with an error at the first file that neither loads nor is refused in words, takes longer than --seconds, needs more
-memory than --megabytes above the start, runs code, or makes a file be read or written elsewhere; the file is kept for a test.
+Coverage-guided where atheris is installed for this Python (Linux, macOS); otherwise the same changes without guidance. Ends with
+an error at the first file that neither loads nor is refused in words, takes too long, needs too much memory, runs code, or makes
+a file be read or written elsewhere; the file is kept for a test.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from devkit.in_process import import_comfyui, import_pack
 
 ROOT = Path(__file__).resolve().parent.parent
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.", "socket.", "ctypes.", "pty.", "urllib.")
+SECONDS = 10.0  # for one file; a few milliseconds are usual
+MEGABYTES = 500.0  # more than at the start
 
 
 def peak_megabytes() -> float:
@@ -84,24 +86,20 @@ def _imported() -> str:
 class Judge:
     """Reads one file after another and counts. A judgement that fails keeps the file and ends the program."""
 
-    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+    def __init__(self, folder: Path, minutes: float, files: int) -> None:
         from hostile_files import Readers
 
-        self.readers, self.folder, self.options = Readers(folder), folder, options
+        self.readers, self.minutes, self.files = Readers(folder), minutes, files
+        self.seeds = [(kind, seed) for kind, seeds in self.readers.seeds.items() for seed in seeds]
+        # What is imported for good files and for refusals is imported before anything is watched.
+        for kind, seed in self.seeds:
+            assert self.readers.read(kind, seed)
+            for data in (b"", b"x" * 40, b"PK\x05\x06" + bytes(18)):
+                assert not self.readers.read(kind, data)
         self.inputs = self.loaded = 0
         self.slowest = 0.0
-        for kind, seeds in self.readers.seeds.items():
-            for seed in seeds:
-                assert self.readers.read(kind, seed)
-                self.readers_refuse(kind)
-        self.memory = peak_megabytes()
-        self.start = time.monotonic()
+        self.memory, self.start = peak_megabytes(), time.monotonic()
         self.watch = Watch(folder)
-
-    def readers_refuse(self, kind: str) -> None:
-        """What is imported for refusals is imported before anything is watched."""
-        for data in (b"", b"x" * 40, b"PK\x05\x06" + bytes(18)):
-            assert not self.readers.read(kind, data)
 
     def read(self, kind: str, data: bytes) -> None:
         began = time.monotonic()
@@ -110,16 +108,21 @@ class Judge:
                 self.loaded += self.readers.read(kind, data)
         except BaseException as error:
             self.complain(f"{type(error).__name__}: {error}.", kind, data)
-        self.inputs += 1
         took = time.monotonic() - began
-        self.slowest = max(self.slowest, took)
+        self.inputs, self.slowest = self.inputs + 1, max(self.slowest, took)
         grown = peak_megabytes() - self.memory
-        if took > self.options.seconds or grown > self.options.megabytes:
+        if took > SECONDS or grown > MEGABYTES:
             self.complain(f"It took {took:.1f} s, and {grown:.0f} MB more than at the start.", kind, data)
-        if self.inputs % 20_000 == 0:
-            print(self.told(), flush=True)
-        if time.monotonic() - self.start > 60 * self.options.minutes and self.inputs >= self.options.files:
-            print(f"{self.told()} No complaint.", flush=True)
+        minutes = (time.monotonic() - self.start) / 60
+        ended = minutes > self.minutes and self.inputs >= self.files
+        if ended or self.inputs % 20_000 == 0:
+            print(
+                f"{self.inputs:,} files in {minutes:.1f} minutes: {self.loaded:,} loaded, the others refused; the slowest took "
+                f"{self.slowest:.2f} s; {grown:.0f} MB more than at the start.",
+                flush=True,
+            )
+        if ended:
+            print("No complaint.", flush=True)
             os._exit(0)  # atheris has no other end
 
     def complain(self, why: str, kind: str, data: bytes) -> None:
@@ -128,33 +131,44 @@ class Judge:
         print(f"\n{why} The file is kept as {kept}.", flush=True)
         os._exit(1)
 
-    def told(self) -> str:
-        minutes = (time.monotonic() - self.start) / 60
-        return (
-            f"{self.inputs:,} files in {minutes:.1f} minutes: {self.loaded:,} loaded, the others refused; the slowest took "
-            f"{self.slowest:.2f} s; {peak_megabytes() - self.memory:.0f} MB more than at the start."
-        )
+
+def guide(judge: Judge, atheris, corpus: Path, seed: int) -> None:
+    """Let atheris choose: what reached something new is changed further. A file's first byte says which reader it is for."""
+    from hostile_files import mutated
+
+    def change(data: bytes, max_size: int, seed: int) -> bytes:
+        chance = random.Random(seed)
+        kind, good = chance.choice(judge.seeds)
+        # What reached something new is mostly broken, and what is broken reaches nothing that comes after the checks.
+        again = data[1:] and chance.random() < 0.5
+        changed = data[:1] + mutated(data[1:], chance) if again else bytes([kind == "profile"]) + mutated(good, chance)
+        return changed[:max_size]
+
+    corpus.mkdir()
+    for number, (kind, good) in enumerate(judge.seeds):
+        (corpus / str(number)).write_bytes(bytes([kind == "profile"]) + good)
+    options = ["-max_len=100000", "-timeout=60", "-mutate_depth=1", "-verbosity=0", f"-seed={seed + 1}"]
+
+    def read(data: bytes) -> None:
+        judge.read("profile" if data[:1] == b"\1" else "scale", data[1:])
+
+    atheris.Setup(["fuzz", *options, str(corpus)], read, custom_mutator=change)
+    atheris.Fuzz()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="dev.py fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="dev.py fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="at least (10)")
     parser.add_argument("--files", type=int, default=0, help="at least, however long it takes (0)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="for one file (10; a few milliseconds are usual)")
-    parser.add_argument("--megabytes", type=float, default=500.0, help="more than at the start (500)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--blind", action="store_true", help="without atheris")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT / "tests" / "support"))
     import_comfyui(Path(os.environ["COMFYUI_PATH"]), cpu=True)
-    atheris = None
-    if not options.blind:
-        with contextlib.suppress(ImportError):
-            import atheris
-    guided = atheris.instrument_imports(include=["annealing_guidance_pack"]) if atheris else contextlib.nullcontext()
-    with guided:
+    try:
+        import atheris
+    except ImportError:
+        atheris = None
+    with atheris.instrument_imports(include=["annealing_guidance_pack"]) if atheris else contextlib.nullcontext():
         import_pack(ROOT)
         import annealing_guidance_pack.models.scale_file
         import annealing_guidance_pack.training.shards  # noqa: F401
@@ -163,41 +177,14 @@ def main() -> None:
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")  # zipfile's, of doubled names
     with tempfile.TemporaryDirectory(prefix="annealing-fuzz-") as folder:
-        judge = Judge(Path(folder), options)
-        seeds = [(kind, seed) for kind, several in judge.readers.seeds.items() for seed in several]
+        judge = Judge(Path(folder), options.minutes, options.files)
         print(f"{'Guided by coverage (atheris)' if atheris else 'Without guidance'}, seed {options.seed}.", flush=True)
-        if atheris is None:
-            chance = random.Random(options.seed)
-            while True:
-                kind, seed = chance.choice(seeds)
-                judge.read(kind, mutated(seed, chance))
-
-        def change(data: bytes, max_size: int, seed: int) -> bytes:
-            """A file that reached something new, or a good one, changed. The first byte says which reader it is for."""
-            chance = random.Random(seed)
-            kind, good = chance.choice(seeds)
-            # What reached something new is mostly broken, and what is broken reaches nothing that comes after the checks.
-            again = data[1:] and chance.random() < 0.5
-            changed = data[:1] + mutated(data[1:], chance) if again else bytes([kind == "profile"]) + mutated(good, chance)
-            return changed[:max_size]
-
-        corpus = Path(folder, "corpus")
-        corpus.mkdir()
-        for number, (kind, seed) in enumerate(seeds):
-            (corpus / str(number)).write_bytes(bytes([kind == "profile"]) + seed)
-        arguments = [
-            "fuzz",
-            f"-seed={options.seed + 1}",
-            "-max_len=100000",
-            "-timeout=60",
-            "-mutate_depth=1",
-            "-verbosity=0",
-            str(corpus),
-        ]
-        atheris.Setup(
-            arguments, lambda data: judge.read("profile" if data[:1] == b"\1" else "scale", data[1:]), custom_mutator=change
-        )
-        atheris.Fuzz()
+        if atheris:
+            guide(judge, atheris, Path(folder, "corpus"), options.seed)
+        chance = random.Random(options.seed)
+        while True:  # until the judge ends it
+            kind, seed = chance.choice(judge.seeds)
+            judge.read(kind, mutated(seed, chance))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 from annealing_guidance_pack.guidance.patch import AnnealingPatch
 from closed_form import closed_form_model, conditioning, sample
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
-from devkit.environment import Host
+from devkit.host import Host
 from devkit.server import Server
 from host_uses import misfit, moved_overrides, moved_uses, refused_call
 
@@ -158,7 +158,7 @@ def is_node(cls) -> bool:
 
 
 def test_the_server_knows_every_option_that_it_is_started_with(comfyui, tmp_path):
-    command = Server(Host(comfyui, comfyui, ours=False), tmp_path, ROOT, cpu=True)._command()
+    command = Server(Host(comfyui, comfyui), tmp_path, ROOT)._command()
     _, unknown = comfy.cli_args.parser.parse_known_args(command[3:])
     assert not unknown
 

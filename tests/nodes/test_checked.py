@@ -20,9 +20,9 @@ from annealing_guidance_pack.nodes.scale import AnnealingFixedScale
 from annealing_guidance_pack.nodes.training import AnnealingProfiler
 from annealing_guidance_pack.shapes.loader import load_shapes
 from annealing_guidance_pack.training.profile import Profile
+from client import WorkflowError, run_workflow
 from closed_form import SmoothScale, closed_form_model, conditioning
 from comfy_extras.nodes_custom_sampler import RandomNoise
-from demo.client import WorkflowError, run_workflow
 
 MEANS = torch.zeros(1, 4, 8, 8)
 THINGS = ["x", "", 1, 0.5, True, {}, object(), b"x", torch.zeros(2, 2)]  # none of them is what any type of socket carries

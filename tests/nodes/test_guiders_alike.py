@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from demo.client import run_workflow
+from client import run_workflow
 
 pytestmark = pytest.mark.server
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from demo.client import WorkflowError, run_workflow
+from client import WorkflowError, run_workflow
 
 pytestmark = pytest.mark.server
 

@@ -8,9 +8,9 @@ import safetensors.torch
 import torch
 from annealing_guidance_pack.models.errors import AnnealingError
 from annealing_guidance_pack.nodes import guider
+from client import WorkflowError, run_workflow
 from closed_form import SmoothScale, closed_form_model, conditioning, sample
 from comfy_api.latest import io
-from demo.client import WorkflowError, run_workflow
 
 MEANS = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 NOISE = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(2))

@@ -10,7 +10,7 @@ import urllib.request
 from typing import Any
 
 import pytest
-from demo.client import run_workflow
+from client import run_workflow
 from PIL import Image
 
 pytestmark = pytest.mark.server

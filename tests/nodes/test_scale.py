@@ -18,7 +18,7 @@ from annealing_guidance_pack.models.fixed_scale import FixedScale
 from annealing_guidance_pack.models.scale_file import save_scale
 from annealing_guidance_pack.nodes import scale
 from annealing_guidance_pack.nodes.scale import AnnealingFixedScale, AnnealingScaleLoader, load_scale_by_name, scale_names
-from demo.client import WorkflowError, run_workflow
+from client import WorkflowError, run_workflow
 from loopback import CERTIFICATE, Loopback, body
 from scales import INFO, made_up_network
 from scales_folder import use_scales_folder

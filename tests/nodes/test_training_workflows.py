@@ -10,7 +10,7 @@ import pytest
 from annealing_guidance_pack.models.scale_file import load_scale
 from annealing_guidance_pack.shapes.loader import captioned_pictures
 from annealing_guidance_pack.training.shards import load_folder
-from demo.client import WorkflowError, run_workflow
+from client import WorkflowError, run_workflow
 from PIL import Image
 
 pytestmark = pytest.mark.server

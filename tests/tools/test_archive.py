@@ -14,9 +14,9 @@ import zipfile
 from pathlib import Path
 
 import annealing_guidance_pack as pack
+import demo
 import pytest
-from demo import run_demo
-from demo.client import run_workflow
+from client import run_workflow
 from devkit import SetupError, archive
 from devkit.environment import Host
 from devkit.server import PACK_NAME, Server
@@ -135,9 +135,9 @@ def test_unpacked_into_a_clean_comfyui_it_lists_its_nodes_and_makes_a_picture(co
             offered = json.load(response)
         assert node_ids() <= offered.keys(), server.log.read_text()[-2000:]
         assert {offered[name]["python_module"] for name in node_ids()} == {f"custom_nodes.{PACK_NAME}"}
-        template = json.loads(run_demo.WORKFLOW.read_text(encoding="utf-8"))
+        template = json.loads(demo.WORKFLOW.read_text(encoding="utf-8"))
         template["sigmas"]["inputs"]["steps"] = 4
-        saved = run_workflow(server.address, run_demo.workflow_for(template, "epsilon", run_demo.PROMPTS[0], seed=1))
+        saved = run_workflow(server.address, demo.workflow_for(template, "epsilon", demo.PROMPTS[0], seed=1))
         pictures = [Image.open(io.BytesIO(contents[0])) for contents in saved.values()]
         assert {picture.size for picture in pictures} == {(128, 128)}
         with urllib.request.urlopen(f"{server.address}/extensions/{PACK_NAME}/annealing_chart.js", timeout=60) as response:

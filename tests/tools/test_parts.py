@@ -6,9 +6,9 @@ import importlib.metadata
 import json
 from pathlib import Path
 
+import demo
 import pytest
 from annealing_guidance_pack.shapes import scenes
-from demo import run_demo
 from demo.grid import COLUMN_LABEL, GAP, ROW_LABEL, TILE, labelled_grid
 from devkit import SetupError, cache, environment, server
 from PIL import Image
@@ -97,21 +97,21 @@ def test_the_grid_puts_each_picture_under_its_column_and_beside_its_row():
 
 def test_the_demo_asks_for_scenes_that_training_never_saw():
     held_out, _ = scenes.held_out_prompts()
-    assert set(run_demo.PROMPTS) <= set(held_out)
+    assert set(demo.PROMPTS) <= set(held_out)
 
 
 def test_the_demo_workflow_differs_between_its_columns_only_in_the_guidance():
-    template = json.loads(run_demo.WORKFLOW.read_text(encoding="utf-8"))
-    workflow = run_demo.workflow_for(template, "flow", "a prompt", 7)
+    template = json.loads(demo.WORKFLOW.read_text(encoding="utf-8"))
+    workflow = demo.workflow_for(template, "flow", "a prompt", 7)
     assert workflow["noise"]["inputs"]["noise_seed"] == 7 and template["noise"]["inputs"]["noise_seed"] != 7
     samplings = [node["inputs"] for node in workflow.values() if node["class_type"] == "SamplerCustomAdvanced"]
-    assert len(samplings) == len(run_demo.saving_nodes(template)) == 5
+    assert len(samplings) == len(demo.saving_nodes(template)) == 5
     for shared in ("noise", "sigmas", "latent_image"):
         assert len({str(inputs[shared]) for inputs in samplings}) == 1
 
 
 def test_pictures_that_cannot_be_saved_are_reported(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
-    monkeypatch.setattr("sys.argv", ["run_demo.py", "http://127.0.0.1:9", str(tmp_path / "file")])
-    assert run_demo.main() == 1
+    monkeypatch.setattr("sys.argv", ["demo.py", "http://127.0.0.1:9", str(tmp_path / "file")])
+    assert demo.main() == 1
     assert "could not be saved" in capsys.readouterr().err

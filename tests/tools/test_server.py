@@ -6,9 +6,9 @@ import json
 import urllib.request
 
 import annealing_guidance_pack as pack
+import demo
 import pytest
-from demo import run_demo
-from demo.client import WorkflowError, run_workflow
+from client import WorkflowError, run_workflow
 from PIL import Image
 
 pytestmark = pytest.mark.server
@@ -70,12 +70,12 @@ def test_a_server_that_is_not_there_is_reported():
 
 @pytest.mark.parametrize("variant", ["epsilon", "flow"])
 def test_the_demo_workflow_gives_five_different_pictures(server, variant):
-    template = json.loads(run_demo.WORKFLOW.read_text(encoding="utf-8"))
+    template = json.loads(demo.WORKFLOW.read_text(encoding="utf-8"))
     template["sigmas"]["inputs"]["steps"] = 4
     seen = []
-    workflow = run_demo.workflow_for(template, variant, run_demo.PROMPTS[0], seed=1)
+    workflow = demo.workflow_for(template, variant, demo.PROMPTS[0], seed=1)
     saved = run_workflow(server.address, workflow, lambda node, done, total: seen.append((node, done, total)))
-    assert saved.keys() == run_demo.saving_nodes(template).keys()
+    assert saved.keys() == demo.saving_nodes(template).keys()
     pictures = [Image.open(io.BytesIO(files[0])) for files in saved.values()]
     assert {picture.size for picture in pictures} == {(128, 128)}
     assert len({picture.tobytes() for picture in pictures}) == 5
@@ -83,6 +83,6 @@ def test_the_demo_workflow_gives_five_different_pictures(server, variant):
 
 
 def test_an_unknown_word_in_a_demo_prompt_is_named(server):
-    template = json.loads(run_demo.WORKFLOW.read_text(encoding="utf-8"))
+    template = json.loads(demo.WORKFLOW.read_text(encoding="utf-8"))
     with pytest.raises(WorkflowError, match="elephant"):
-        run_workflow(server.address, run_demo.workflow_for(template, "epsilon", "a red elephant", seed=1))
+        run_workflow(server.address, demo.workflow_for(template, "epsilon", "a red elephant", seed=1))

@@ -11,8 +11,8 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+import demo
 import pytest
-from demo import run_demo
 from PIL import Image
 
 pytestmark = pytest.mark.server
@@ -104,10 +104,10 @@ def test_ten_thousand_nodes_of_ours_are_checked_and_run(server):
 
 def guided(seed: int) -> dict[str, Any]:
     """One small picture of the demo model, by the guider; the file's name holds the seed."""
-    template = json.loads(run_demo.WORKFLOW.read_text(encoding="utf-8"))
+    template = json.loads(demo.WORKFLOW.read_text(encoding="utf-8"))
     template["sigmas"]["inputs"]["steps"] = 3
-    workflow = run_demo.workflow_for(template, "epsilon", run_demo.PROMPTS[0], seed=seed)
-    others = {name for name in run_demo.saving_nodes(template) if name != "lambda_0_4"}
+    workflow = demo.workflow_for(template, "epsilon", demo.PROMPTS[0], seed=seed)
+    others = {name for name in demo.saving_nodes(template) if name != "lambda_0_4"}
     return {name: node for name, node in workflow.items() if name not in others}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from devkit import SetupError
-from devkit.tools import tool_python
+from devkit.host import tool_python
 from templates import NAMES, api_format, numbered, template
 
 # What the user has: lists whose items lie on his disk.

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from annealing_guidance_pack.models import catalogue
-from demo.client import run_workflow
-from devkit.environment import Host
+from client import run_workflow
+from devkit.host import Host
 from devkit.server import Server
 from PIL import Image
 from templates import api_format, numbered, template
@@ -38,7 +38,7 @@ def server_with_small_sdxl(comfyui, official_checkpoint, tmp_path_factory) -> It
     shutil.copy(official_checkpoint, scales / catalogue.OFFICIAL_SDXL.file_name)
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / "small_sdxl_loader.py").write_text(LOADER_PACK, encoding="utf-8")
-    with Server(Host(comfyui=comfyui, python=Path(sys.executable), ours=False), base, ROOT, cpu=True) as running:
+    with Server(Host(comfyui, Path(sys.executable)), base, ROOT) as running:
         yield running
 
 

@@ -8,7 +8,6 @@ import importlib
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import uuid
@@ -17,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from . import SetupError
+from .host import tool_python
 from .in_process import PACK, import_pack
 from .process import output_of
-from .tools import tool_python
 
 NAME = "annealing-guidance"
 PLACEHOLDER = "OWNER"
@@ -34,19 +33,20 @@ def version_of(root: Path) -> str:
 
 def archive_files(root: Path) -> list[str]:
     """What the archive carries: the files that git tracks, less those of .comfyignore. Paths below root, with /."""
-    ignored = _git(root, "ls-files", "-z", "--cached", "--ignored", "--exclude-from=.comfyignore")
-    return sorted(set(_git(root, "ls-files", "-z")) - set(ignored))
+    ignored = git(root, "ls-files", "-z", "--cached", "--ignored", "--exclude-from=.comfyignore")
+    return sorted({*git(root, "ls-files", "-z")} - {*ignored})
 
 
-def release_problems(root: Path) -> list[str]:
-    """What stands against publishing this state, each a sentence; nothing where it may go out."""
-    version = version_of(root)
+def require_releasable(root: Path) -> None:
+    """SetupError with all that stands against publishing this state."""
     problems = []
     if PLACEHOLDER in (root / "pyproject.toml").read_text(encoding="utf-8"):
         problems.append(f"pyproject.toml still says {PLACEHOLDER}: put in the publisher's id and the repository's address.")
     if release_notes(root) is None:
-        problems.append(f"CHANGELOG.md has no section '## [{version}] - <date>': rename [Unreleased] to it.")
-    return problems
+        wanted = f"## [{version_of(root)}] - <date>"
+        problems.append(f"CHANGELOG.md has no section '{wanted}': rename [Unreleased] to it.")
+    if problems:
+        raise SetupError(f"not ready to be published: {' '.join(problems)}")
 
 
 def release_notes(root: Path) -> str | None:
@@ -77,57 +77,38 @@ def pack(root: Path, target: Path) -> None:
 def bill_of_materials(root: Path) -> dict[str, Any]:
     """What the archive contains and depends on, as CycloneDX 1.6: every file with its SHA-256, the packages that
     requirements.txt names (ComfyUI's Python has all but matplotlib; no versions are asked for), and what it may fetch."""
-    files = archive_files(root)
-    packages = [line for line in (root / "requirements.txt").read_text(encoding="utf-8").split("\n") if line.strip()]
-    packages = [line for line in packages if not line.startswith("#")]
-    top = {"type": "application", "bom-ref": NAME, "name": NAME, "version": version_of(root), **_licensed("Apache-2.0")}
-    contained = [
-        {
-            "type": "machine-learning-model" if name.endswith(".safetensors") else "file",
-            "bom-ref": name,
-            "name": name,
-            "hashes": [_hash((root / name).read_bytes())],
-            **_licensed("Apache-2.0"),
-        }
-        for name in files
+    lines = (root / "requirements.txt").read_text(encoding="utf-8").split("\n")
+    needed = [
+        _part("library", f"pkg:pypi/{line}", line, purl=f"pkg:pypi/{line}") for line in lines if line.strip("# ") == line != ""
     ]
-    needed = [{"type": "library", "bom-ref": f"pkg:pypi/{name}", "name": name, "purl": f"pkg:pypi/{name}"} for name in packages]
-    identity = hashlib.sha256("".join(part["hashes"][0]["content"] for part in contained).encode()).hexdigest()
+    licence = [{"license": {"id": "Apache-2.0"}}]
+    contained = []
+    for name in archive_files(root):
+        kind = "machine-learning-model" if name.endswith(".safetensors") else "file"
+        digest = hashlib.sha256((root / name).read_bytes()).hexdigest()
+        contained.append(_part(kind, name, name, digest, licenses=licence))
+    if PACK not in sys.modules:
+        import_pack(root)
+    fetched = [
+        _part("machine-learning-model", entry.url, entry.name, entry.sha256, scope="optional",
+              externalReferences=[{"type": "distribution", "url": entry.url}])
+        for entry in importlib.import_module(f"{PACK}.models.catalogue").CATALOGUE
+    ]  # fmt: skip
+    top = _part("application", NAME, NAME, version=version_of(root), licenses=licence, components=contained)
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
-        "serialNumber": f"urn:uuid:{uuid.UUID(identity[:32], version=4)}",
+        "serialNumber": f"urn:uuid:{uuid.UUID(hashlib.sha256(repr(contained).encode()).hexdigest()[:32], version=4)}",
         "version": 1,
-        "metadata": {"component": {**top, "components": contained}},
-        "components": needed + _fetched(root),
+        "metadata": {"component": top},
+        "components": needed + fetched,
         "dependencies": [{"ref": NAME, "dependsOn": [part["bom-ref"] for part in needed]}],
     }
 
 
-def _fetched(root: Path) -> list[dict[str, Any]]:
-    """What the pack may fetch on the user's machine: not in the archive."""
-    if PACK not in sys.modules:
-        import_pack(root)
-    catalogue = importlib.import_module(f"{PACK}.models.catalogue").CATALOGUE
-    return [
-        {
-            "type": "machine-learning-model",
-            "bom-ref": entry.url,
-            "name": entry.name,
-            "scope": "optional",
-            "hashes": [{"alg": "SHA-256", "content": entry.sha256}],
-            "externalReferences": [{"type": "distribution", "url": entry.url}],
-        }
-        for entry in catalogue
-    ]
-
-
-def _licensed(identifier: str) -> dict[str, Any]:
-    return {"licenses": [{"license": {"id": identifier}}]}
-
-
-def _hash(content: bytes) -> dict[str, str]:
-    return {"alg": "SHA-256", "content": hashlib.sha256(content).hexdigest()}
+def _part(kind: str, reference: str, name: str, sha256: str = "", **more: Any) -> dict[str, Any]:
+    hashes = {"hashes": [{"alg": "SHA-256", "content": sha256}]} if sha256 else {}
+    return {"type": kind, "bom-ref": reference, "name": name, **hashes, **more}
 
 
 @contextlib.contextmanager
@@ -135,12 +116,17 @@ def _copied(root: Path) -> Iterator[Path]:
     """The tracked files in a repository of their own, so that nothing is written into this one."""
     with tempfile.TemporaryDirectory(prefix="annealing-guidance-pack-") as folder:
         copy = Path(folder)
-        for name in _git(root, "ls-files", "-z"):
+        for name in git(root, "ls-files", "-z"):
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(root / name, copy / name)
-        _git(copy, "init", "--quiet")
-        _git(copy, "-c", "core.autocrlf=false", "add", "--all", "--force")
+        git(copy, "init", "--quiet")
+        git(copy, "-c", "core.autocrlf=false", "add", "--all", "--force")
         yield copy
+
+
+def comfy_cli() -> list[str]:
+    """ComfyUI's command line, which asks and reports nothing."""
+    return [str(tool_python("comfy-cli")), "-m", "comfy_cli", "--skip-prompt", "--no-enable-telemetry"]
 
 
 def _comfy(folder: Path, *arguments: str) -> str:
@@ -148,22 +134,15 @@ def _comfy(folder: Path, *arguments: str) -> str:
     with tempfile.TemporaryDirectory(prefix="annealing-guidance-comfy-") as home:
         variables = ("HOME", "USERPROFILE", "XDG_CONFIG_HOME", "LOCALAPPDATA")
         environment = {**os.environ, **dict.fromkeys(variables, home), "PYTHONUTF8": "1", "COLUMNS": "200"}
-        command = [str(tool_python("comfy-cli")), "-m", "comfy_cli", "--skip-prompt", "--no-enable-telemetry", *arguments]
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False
-        )
-    said = " ".join((done.stdout + done.stderr).split())
-    if done.returncode != 0:
-        raise SetupError(f"comfy {' '.join(arguments)} failed: {said[-600:]}")
-    return said
+        status, said = output_of([*comfy_cli(), *arguments], environment, folder)
+    if status != 0:
+        raise SetupError(f"comfy {' '.join(arguments)} failed: {' '.join(said.split())[-600:]}")
+    return " ".join(said.split())
 
 
-def _git(folder: Path, *arguments: str) -> list[str]:
+def git(folder: Path, *arguments: str) -> list[str]:
     """What git prints, split at NUL."""
-    try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, encoding="utf-8", check=False)
-    except FileNotFoundError as error:
-        raise SetupError("git is needed to tell which files belong to the pack: install it.") from error
-    if done.returncode != 0:
-        raise SetupError(f"git {arguments[0]} failed in {folder}: {done.stderr.strip()}.")
-    return [name for name in done.stdout.split("\0") if name]
+    status, said = output_of(["git", *arguments], folder=folder)
+    if status != 0:
+        raise SetupError(f"git, which tells what belongs to the pack, failed in {folder}: {said.strip()}.")
+    return [name for name in said.split("\0") if name]

@@ -1,19 +1,18 @@
 """A browser for the tests and the templates: one that is here, else Playwright's own, else Debian's chromium.
 
-Runs in ComfyUI's own Python, where the package playwright is. The fallbacks go where Playwright and Debian put them.
+Runs in ComfyUI's own Python, where the package playwright is.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from . import SetupError
-from .cache import cache_folder, exclusive
-from .pip import last_line
+from .host import one_at_a_time
+from .process import output_of
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # No sandbox: test machines often run as root, where Chromium has none. Playwright adds --headless and more of this kind.
@@ -22,8 +21,12 @@ HOW = (
     "install Chrome or Chromium (Debian: sudo apt-get install chromium), or run `playwright install --with-deps chromium`, "
     "or name a browser's program in ANNEALING_BROWSER"
 )
-DOWNLOAD = [sys.executable, "-m", "playwright", "install", "chromium"]
 APT = ["apt-get", "-o", "DPkg::Lock::Timeout=120"]
+# Where a browser may be had from, and the commands that install it. Only root may use apt; for others it fails at once.
+WAYS = {
+    "Playwright's Chromium": [[sys.executable, "-m", "playwright", "install", "chromium"]],
+    "Debian's chromium": [[*APT, "update"], [*APT, "install", "--yes", "--no-install-recommends", "chromium"]],
+}
 PATIENCE_S = 600.0  # for each of the commands
 
 
@@ -39,13 +42,12 @@ def launch(playwright):
     else:
         # Chrome where its installer puts it; and without a place, Playwright's own.
         places = [*({"executable_path": path} for path in map(shutil.which, PROGRAMS) if path), {"channel": "chrome"}, {}]
-    refusals = []
     for place in places:
         try:
             return playwright.chromium.launch(args=ARGUMENTS, **place)
         except Error as error:
-            refusals.append(str(error).splitlines()[0].removeprefix("BrowserType.launch: "))
-    raise SetupError(refusals[0] if named else "no Chromium or Chrome is here")
+            refusal = str(error).splitlines()[0].removeprefix("BrowserType.launch: ")
+    raise SetupError(refusal if named else "no Chromium or Chrome is here")
 
 
 def set_up(say: Callable[[str], object]) -> str:
@@ -53,22 +55,14 @@ def set_up(say: Callable[[str], object]) -> str:
     if not (problem := _problem()):
         return ""
     if not os.environ.get("ANNEALING_BROWSER"):
-        with exclusive(cache_folder()):
-            for name, commands in _ways().items():
+        with one_at_a_time():
+            for name, commands in WAYS.items():
                 say(f"No browser is here. Installing {name} ...")
                 failure = next(filter(None, map(_failure, commands)), "") or _problem()
                 if not failure:
                     return ""
                 problem += f"; {name}: {failure}"
     return f"{problem}. To have one, {HOW}."
-
-
-def _ways() -> dict[str, list[Sequence[str]]]:
-    """Where a browser may be had from, and the commands that install it."""
-    ways = {"Playwright's Chromium": [DOWNLOAD]}
-    if shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0:
-        ways["Debian's chromium"] = [[*APT, "update"], [*APT, "install", "--yes", "--no-install-recommends", "chromium"]]
-    return ways
 
 
 def _problem() -> str:
@@ -85,15 +79,10 @@ def _problem() -> str:
     return ""
 
 
-def _failure(command: Sequence[str]) -> str:
+def _failure(command: list[str]) -> str:
     """Run an installing command; "" or its last words."""
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
-    try:
-        done = subprocess.run(command, env=environment, timeout=PATIENCE_S, check=False, **how)
-    except subprocess.TimeoutExpired:
-        return f"not done after {PATIENCE_S:.0f} s"
-    if done.returncode == 0:
+    status, said = output_of(command, {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, patience_s=PATIENCE_S)
+    if status == 0:
         return ""
-    lines = done.stdout.splitlines()  # Playwright's last ones are a list of its functions
-    return next((line for line in lines if line.startswith(("Error", "E:"))), last_line(done.stdout))
+    lines = said.strip().splitlines() or ["no reason was given"]  # Playwright's last ones are a list of its functions
+    return next((line for line in lines if line.startswith(("Error", "E:"))), lines[-1])

@@ -50,15 +50,15 @@ def import_comfyui(folder: Path, cpu: bool, arguments: Sequence[str] = ()) -> No
     importlib.import_module("utils.extra_config")
 
 
-def import_both(root: Path, command: str, cpu: bool = True) -> str:
+def import_both(root: Path, cpu: bool = True) -> str:
     """The ComfyUI that COMFYUI_PATH names, as tools/dev.py sets it, and the pack; the pack's package name.
 
-    Ends the process where that ComfyUI cannot be imported, in the name of dev.py's command.
+    Ends the process where that ComfyUI cannot be imported.
     """
     try:
         import_comfyui(Path(os.environ["COMFYUI_PATH"]), cpu)
     except SetupError as error:
-        sys.exit(f"dev.py {command}: {error}")
+        sys.exit(f"dev.py: {error}")
     return import_pack(root).__name__
 
 
@@ -69,3 +69,22 @@ def import_pack(root: Path) -> ModuleType:
     sys.modules[PACK] = module
     spec.loader.exec_module(module)
     return module
+
+
+def main() -> None:
+    """Runs the main() of a module of the pack: `python -m devkit.in_process shapes.train <its arguments>`."""
+    import torch
+
+    on_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    pack = import_both(Path(__file__).resolve().parents[2], cpu=not on_gpu)
+    errors = importlib.import_module(f"{pack}.models.errors")
+    try:
+        importlib.import_module(f"{pack}.{sys.argv[1]}").main(sys.argv[2:])
+    except errors.AnnealingError as error:
+        sys.exit(f"dev.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

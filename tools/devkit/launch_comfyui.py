@@ -4,13 +4,13 @@ Two things are added: the process ends when the one that started it is gone (its
 left behind even by a killed parent; and torchvision gets its missing operators where it would not load without them.
 """
 
-import importlib.metadata
-import importlib.util
 import os
 import runpy
 import sys
 import threading
 from pathlib import Path
+
+from torchvision_shim import define_missing_operators
 
 
 def _end_with_parent() -> None:
@@ -20,27 +20,10 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _torch_is_cpu_only() -> bool:
-    """From the package's version: importing torch would keep ComfyUI from configuring it first, which matters on a GPU."""
-    try:
-        return importlib.metadata.version("torch").endswith("+cpu")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
-def main() -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    script = sys.argv[1]
-    sys.argv = sys.argv[1:]
-    if _torch_is_cpu_only():
-        shim = importlib.util.spec_from_file_location("torchvision_shim", Path(__file__).with_name("torchvision_shim.py"))
-        module = importlib.util.module_from_spec(shim)
-        shim.loader.exec_module(module)
-        module.define_missing_operators()
-    # As `python main.py` would have it, and without this folder, whose modules are not ComfyUI's business.
-    sys.path[:] = [str(Path(script).parent), *(path for path in sys.path if Path(path) != Path(__file__).parent)]
-    runpy.run_path(script, run_name="__main__")
-
-
 if __name__ == "__main__":
-    main()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # As `python main.py` would have it: its folder comes first, in the place of this one.
+    sys.argv = sys.argv[1:]
+    sys.path[0] = str(Path(sys.argv[0]).parent)
+    define_missing_operators()
+    runpy.run_path(sys.argv[0], run_name="__main__")

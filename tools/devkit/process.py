@@ -1,8 +1,7 @@
-"""Child processes: captured with a log, or attached to the terminal."""
+"""Child processes: their output taken, or attached to the terminal."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,31 +17,28 @@ def run_attached(command: Sequence[str], environment: Mapping[str, str], folder:
             raise
 
 
-def stop(child: subprocess.Popen, patience: float = 10.0) -> None:
-    """End a child: politely first, by force after `patience` seconds."""
-    if child.poll() is not None:
-        return
+def stop(child: subprocess.Popen) -> None:
+    """End a child: politely first, by force after ten seconds."""
     child.terminate()
     try:
-        child.wait(patience)
+        child.wait(10)
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
 
 
-def output_of(command: Sequence[str], environment: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """(exit status, output and errors together) of a command; a command that cannot be started has status 127."""
+def output_of(
+    command: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    patience_s: float | None = None,
+) -> tuple[int, str]:
+    """(exit status, output and errors together) of a command; 127 where it cannot be started, 124 where it took too long."""
+    how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
     try:
-        done = subprocess.run(
-            command,
-            env=environment or os.environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            check=False,
-        )
+        done = subprocess.run(command, env=environment, cwd=folder, timeout=patience_s, errors="replace", check=False, **how)
+    except subprocess.TimeoutExpired:
+        return 124, f"not done after {patience_s:.0f} s"
     except OSError as error:
         return 127, str(error)
     return done.returncode, done.stdout

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.client
 import shutil
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 from . import SetupError
-from .environment import Host
-from .process import output_of, stop
+from .host import Host, cache_folder
+from .process import stop
 
 PACK_NAME = "annealing-guidance"
 START_TIMEOUT_S = 180.0
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy knows this machine's own address
 LAUNCHER = Path(__file__).with_name("launch_comfyui.py")
 
 
-def base_folder(cache: Path, checkout: Path) -> Path:
-    """Where the servers of this checkout keep their models, settings and outputs."""
-    return cache / f"base-{hashlib.sha256(str(checkout).encode()).hexdigest()[:12]}"
+def base_folder(checkout: Path) -> Path:
+    """Where the demo of this checkout keeps its models, settings and outputs."""
+    return cache_folder() / f"base-{hashlib.sha256(str(checkout).encode()).hexdigest()[:12]}"
 
 
 def link_pack(custom_nodes: Path, checkout: Path) -> Path:
@@ -56,21 +57,16 @@ def choose_port(wanted: int | None) -> int:
 
 
 class Server:
-    """Started on entering the `with` block, stopped on leaving it, however that happens.
+    """Started on entering the `with` block, stopped on leaving it, however that happens. On the CPU, which the demo model suits.
 
     host: what to run; base: folder for models, outputs, settings and the log (made if missing); checkout: the pack;
-    port: None for a free one; cpu: True keeps it off a GPU, None uses a GPU where the host's torch has one.
+    port: None for a free one.
     """
 
-    def __init__(self, host: Host, base: Path, checkout: Path, port: int | None = None, cpu: bool | None = None) -> None:
-        self.host = host
-        self.base = base
-        self.checkout = checkout
-        self.cpu = cpu
-        self.log = base / "server.log"
-        self.port = choose_port(port)
+    def __init__(self, host: Host, base: Path, checkout: Path, port: int | None = None) -> None:
+        self.host, self.base, self.checkout, self.port = host, base, checkout, choose_port(port)
         self.address = f"http://127.0.0.1:{self.port}"
-        self._child: subprocess.Popen | None = None
+        self.log = base / "server.log"
 
     def __enter__(self) -> Server:
         link_pack(self.base / "custom_nodes", self.checkout)
@@ -100,40 +96,22 @@ class Server:
         self._child.wait()
 
     def _command(self) -> list[str]:
-        on_cpu = self.cpu if self.cpu is not None else not _has_gpu(self.host)
         return [
             str(self.host.python), str(LAUNCHER), str(self.host.comfyui / "main.py"),
-            "--port", str(self.port),
+            "--cpu", "--port", str(self.port),
             # Models, inputs, outputs, settings and node packs are all looked for below this one.
             "--base-directory", str(self.base),
             "--database-url", "sqlite:///:memory:",
             "--disable-auto-launch", "--disable-api-nodes",
-            *(["--cpu"] if on_cpu else []),
         ]  # fmt: skip
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             if self._child.poll() is not None:
-                raise SetupError(f"ComfyUI stopped while starting ({self._last_words()}): the whole log is in {self.log}.")
-            if self._answers():
+                last_line = self.log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+                raise SetupError(f"ComfyUI stopped while starting ({last_line}): the whole log is in {self.log}.")
+            with contextlib.suppress(OSError), DIRECT.open(f"{self.address}/system_stats", timeout=5):
                 return
             time.sleep(0.2)
         raise SetupError(f"ComfyUI did not answer within {START_TIMEOUT_S:.0f} s: see its log, {self.log}.")
-
-    def _answers(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
-        with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
-            connection.request("GET", "/system_stats")
-            return connection.getresponse().status == 200
-        return False
-
-    def _last_words(self) -> str:
-        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return lines[-1].strip() if lines else f"exit status {self._child.returncode}, nothing in the log"
-
-
-def _has_gpu(host: Host) -> bool:
-    """Whether the host's torch can use a GPU; our own environment has the CPU build on Linux, so it is not asked there."""
-    code = "import sys, torch; sys.exit(not (torch.cuda.is_available() or torch.backends.mps.is_available()))"
-    return not host.ours and output_of([str(host.python), "-c", code], host.environment())[0] == 0

@@ -6,20 +6,18 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import json
-import os
 import sys
 import time
 from pathlib import Path
 
+from client import Workflow, WorkflowError, run_workflow
+from grid import labelled_grid
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from demo.client import Workflow, WorkflowError, run_workflow
-from demo.grid import labelled_grid
-
-WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "api" / "demo.json"
+WORKFLOW = Path(__file__).resolve().parent.parent / "workflows" / "api" / "demo.json"
 # Scenes that the demo model never saw in training. Every prompt has a seed of its own, the same in every column. The seeds
 # are typical: without guidance as many of the eight go wrong as of all 512 held-out prompts (benchmarks/quality.py).
 FIRST_SEED = 11
@@ -37,7 +35,7 @@ PROMPTS = [
 
 def workflow_for(template: Workflow, variant: str, prompt: str, seed: int) -> Workflow:
     """A copy of the demo workflow with the model variant, the prompt and the seed filled in."""
-    workflow = json.loads(json.dumps(template))
+    workflow = copy.deepcopy(template)
     workflow["loader"]["inputs"]["variant"] = variant
     workflow["prompt"]["inputs"]["text"] = prompt
     workflow["noise"]["inputs"]["noise_seed"] = seed
@@ -49,59 +47,40 @@ def saving_nodes(template: Workflow) -> dict[str, str]:
     return {name: node["_meta"]["title"] for name, node in template.items() if node["class_type"] == "SaveImage"}
 
 
-def show_progress(text: str) -> None:
-    """Rewrite the terminal's last line; where the output is not a terminal, be silent between lines."""
-    if sys.stdout.isatty():
-        print(f"\r\033[K{text}", end="", flush=True)
-
-
 def run_prompts(address: str, template: Workflow, variant: str, folder: Path) -> list[list[Image.Image]]:
     """Run the workflow for every prompt, save each picture as it comes, and return them as [prompt][column]."""
-    columns = saving_nodes(template)
     rows = []
     for number, prompt in enumerate(PROMPTS):
-        where = f"  {number + 1} of {len(PROMPTS)}: {prompt}"
-
-        def on_progress(node: str, done: int, total: int, where: str = where) -> None:
-            show_progress(f"{where}  [{template[node].get('_meta', {}).get('title', node)}, step {done} of {total}]")
-
-        show_progress(where)
-        saved = run_workflow(address, workflow_for(template, variant, prompt, FIRST_SEED + number), on_progress)
-        show_progress("")
-        print(where, flush=True)
-        for name in columns:
+        print(f"  {number + 1} of {len(PROMPTS)}: {prompt}", flush=True)
+        saved = run_workflow(address, workflow_for(template, variant, prompt, FIRST_SEED + number))
+        for name in saving_nodes(template):
             (folder / f"{number + 1}-{name}.png").write_bytes(saved[name][0])
-        rows.append([Image.open(io.BytesIO(saved[name][0])) for name in columns])
+        rows.append([Image.open(io.BytesIO(saved[name][0])) for name in saving_nodes(template)])
     return rows
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("address", help="http://host:port of a running ComfyUI with this pack")
     parser.add_argument("output", type=Path, help="folder for the pictures")
     parser.add_argument("--variant", default="epsilon", help="which demo model: epsilon or flow")
     options = parser.parse_args()
     template = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     folder = options.output / options.variant
+    picture = options.output / f"demo-{options.variant}.png"
     started = time.monotonic()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         rows = run_prompts(options.address, template, options.variant, folder)
-        picture = options.output / f"demo-{options.variant}.png"
-        partial = picture.with_suffix(".partial.png")
-        labelled_grid(PROMPTS, list(saving_nodes(template).values()), rows).save(partial)
-        os.replace(partial, picture)
+        labelled_grid(PROMPTS, list(saving_nodes(template).values()), rows).save(picture)
     except KeyboardInterrupt:
-        return 130
+        sys.exit(130)
     except WorkflowError as error:
-        print(f"\nThe demo failed: {error}", file=sys.stderr)
-        return 1
+        sys.exit(f"The demo failed: {error}")
     except OSError as error:
-        print(f"\nThe pictures could not be saved ({error}): free some space or choose a folder with --output.", file=sys.stderr)
-        return 1
+        sys.exit(f"The pictures could not be saved ({error}): free some space or choose a folder with --output.")
     print(f"Done in {time.monotonic() - started:.0f} s. The picture: {picture}\nSingle pictures: {folder}", flush=True)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

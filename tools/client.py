@@ -34,32 +34,34 @@ async def _run(address: str, workflow: Workflow, on_progress: Progress | None) -
     # No limit on the whole run, which may be long; the server is on this machine, so silence means a closed connection.
     async with aiohttp.ClientSession(address, timeout=aiohttp.ClientTimeout(total=None)) as session:
         async with session.ws_connect("/ws", params={"clientId": client}, max_msg_size=0) as events:
-            prompt = await _queue(session, workflow, client)
-            await _follow(events, prompt, on_progress)
-        return await _pictures(session, prompt)
+            async with session.post("/prompt", json={"prompt": workflow, "client_id": client}) as response:
+                answer = await response.json()
+            if response.status != 200:
+                raise WorkflowError("ComfyUI refused the workflow: " + _refusal(answer))
+            await _follow(events, answer["prompt_id"], on_progress)
+        async with session.get(f"/history/{answer['prompt_id']}") as response:
+            outputs = (await response.json())[answer["prompt_id"]]["outputs"]
+        return {
+            node: [await _picture(session, reference) for reference in output["images"]]
+            for node, output in outputs.items()
+            if "images" in output
+        }
 
 
-async def _queue(session: aiohttp.ClientSession, workflow: Workflow, client: str) -> str:
-    """Queue the workflow and return the server's identifier for it."""
-    async with session.post("/prompt", json={"prompt": workflow, "client_id": client}) as response:
-        answer = await response.json()
-    if response.status == 200:
-        return answer["prompt_id"]
+def _refusal(answer: dict[str, Any]) -> str:
     details = [
         f"{problem['class_type']} ({node}): {error['message']}, {error['details']}"
         for node, problem in answer.get("node_errors", {}).items()
         for error in problem["errors"]
     ]
-    raise WorkflowError("ComfyUI refused the workflow: " + "; ".join(details or [answer["error"]["message"]]))
+    return "; ".join(details or [answer["error"]["message"]])
 
 
 async def _follow(events: aiohttp.ClientWebSocketResponse, prompt: str, on_progress: Progress | None) -> None:
     """Return when the server says that this prompt has ended well."""
     async for message in events:
-        if message.type is not aiohttp.WSMsgType.TEXT:  # previews come as binary messages
-            continue
-        event = message.json()
-        data = event["data"]
+        event = message.json() if message.type is aiohttp.WSMsgType.TEXT else {}  # previews come as binary messages
+        data = event.get("data", {})
         if data.get("prompt_id") != prompt:
             continue
         if event["type"] == "progress" and on_progress:
@@ -71,16 +73,6 @@ async def _follow(events: aiohttp.ClientWebSocketResponse, prompt: str, on_progr
         elif event["type"] == "executing" and data["node"] is None:
             return  # sent once the outputs are in the history; "execution_success" comes before that
     raise WorkflowError("ComfyUI closed the connection before the run ended")
-
-
-async def _pictures(session: aiohttp.ClientSession, prompt: str) -> dict[str, list[bytes]]:
-    async with session.get(f"/history/{prompt}") as response:
-        outputs = (await response.json())[prompt]["outputs"]
-    pictures = {}
-    for node, output in outputs.items():
-        if "images" in output:
-            pictures[node] = [await _picture(session, reference) for reference in output["images"]]
-    return pictures
 
 
 async def _picture(session: aiohttp.ClientSession, reference: dict[str, str]) -> bytes:
