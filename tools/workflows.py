@@ -140,7 +140,7 @@ def main() -> None:
             page = opened(browser, options.address)
             workflow = saved(page, json.loads(path.read_text(encoding="utf-8")), origins)
             path.write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
-            if "nothing to download" in path.name:  # for the others tools/pictures.py draws one
+            if "nothing to download" in path.name:  # the others keep the thumbnail that they have
                 run(page)
                 thumbnail(page, options.address, workflow).save(path.with_suffix(".jpg"), quality=85, optimize=True)
             if options.views:

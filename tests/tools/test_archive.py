@@ -18,7 +18,7 @@ import demo
 import pytest
 from client import run_workflow
 from devkit import SetupError, archive
-from devkit.environment import Host
+from devkit.host import Host
 from devkit.server import PACK_NAME, Server
 from PIL import Image
 
@@ -120,8 +120,8 @@ def test_what_the_registry_forbids_is_refused(tmp_path, monkeypatch):
         archive.tool_python("comfy-cli")
     except (SetupError, OSError) as error:
         pytest.skip(f"comfy-cli cannot be installed here: {error}")
-    archive._git(tmp_path, "init", "--quiet")
-    archive._git(tmp_path, "add", "--all")
+    archive.git(tmp_path, "init", "--quiet")
+    archive.git(tmp_path, "add", "--all")
     with pytest.raises(SetupError, match="exec"):
         archive.pack(tmp_path, tmp_path / "dist" / "pack.zip")
 
@@ -129,8 +129,8 @@ def test_what_the_registry_forbids_is_refused(tmp_path, monkeypatch):
 @pytest.mark.server
 @pytest.mark.slow
 def test_unpacked_into_a_clean_comfyui_it_lists_its_nodes_and_makes_a_picture(comfyui, installed):
-    host = Host(comfyui=comfyui, python=Path(sys.executable), ours=False)
-    with Server(host, installed, installed / "custom_nodes" / PACK_NAME, cpu=True) as server:
+    host = Host(comfyui, Path(sys.executable))
+    with Server(host, installed, installed / "custom_nodes" / PACK_NAME) as server:
         with urllib.request.urlopen(f"{server.address}/object_info", timeout=60) as response:
             offered = json.load(response)
         assert node_ids() <= offered.keys(), server.log.read_text()[-2000:]
@@ -167,7 +167,7 @@ def scanned_ids(source: str) -> set[str]:
 
 
 def test_the_scanner_finds_every_node_and_nothing_else(files, comfyui):
-    sources = [(ROOT / name).read_text(encoding="utf-8") for name in archive._git(ROOT, "ls-files", "-z") if name.endswith(".py")]
+    sources = [(ROOT / name).read_text(encoding="utf-8") for name in archive.git(ROOT, "ls-files", "-z") if name.endswith(".py")]
     assert set().union(*map(scanned_ids, sources)) == node_ids()
     # So no node_list.json is needed. Where both were defined, ComfyUI would take the mappings and leave the entry point.
     carried = [(ROOT / name).read_text(encoding="utf-8") for name in files if name.endswith(".py")]
@@ -211,11 +211,11 @@ def test_icon_and_banner_have_the_sizes_that_the_registry_asks_for():
 def test_a_release_is_refused_while_anything_is_left_to_fill_in(tmp_path):
     (tmp_path / "pyproject.toml").write_text('version = "1.2.3"\nPublisherId = "OWNER"\n')
     (tmp_path / "CHANGELOG.md").write_text("## [Unreleased]\n\n## [1.2.2] - 2026-01-01\n")
-    placeholder, changelog = archive.release_problems(tmp_path)
-    assert "OWNER" in placeholder and "[1.2.3]" in changelog
+    with pytest.raises(SetupError, match=r"OWNER.*\[1\.2\.3\]"):
+        archive.require_releasable(tmp_path)
     (tmp_path / "pyproject.toml").write_text('version = "1.2.3"\nPublisherId = "somebody"\n')
     (tmp_path / "CHANGELOG.md").write_text("## [1.2.3] - 2026-02-01\n\nNew.\n\n## [1.2.2] - 2026-01-01\n\nOld.\n")
-    assert archive.release_problems(tmp_path) == []
+    archive.require_releasable(tmp_path)
     assert archive.release_notes(tmp_path) == "New."
 
 

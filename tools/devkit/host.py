@@ -182,7 +182,7 @@ def run_pip(python: Path, *arguments: str) -> None:
     reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1]).rstrip(".")
     if re.search(r"ConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError", said):
         reason = "the package index cannot be reached: check the network connection or pip's settings"
-    raise SetupError(f"pip could not {arguments[0]} {arguments[-1]}: {reason}; then run this again.")
+    raise SetupError(f"pip could not {arguments[0]} {arguments[-1]}: {reason}.")
 
 
 # --- ComfyUI ---
@@ -191,18 +191,19 @@ def run_pip(python: Path, *arguments: str) -> None:
 def make_comfyui(folder: Path, version: str) -> None:
     """A ComfyUI of this version ("0.3.75", or a branch) in an empty folder, with an environment of its own in folder/venv."""
     python = make_environment(folder / "venv")
-    _get_comfyui(folder, python, version)
+    get_code(folder, python, version)
     try:
         build = f"{TORCH}+cpu" if sys.platform == "linux" else TORCH
         run_pip(python, "install", "--extra-index-url", TORCH_CPU_INDEX, build)
     except SetupError as error:
-        print(f"{error} Trying the default build, of several GB on Linux.", file=sys.stderr, flush=True)
+        print(f"{error} Trying torch's default build, on Linux of several GB ...", file=sys.stderr, flush=True)
         run_pip(python, "install", TORCH)
     run_pip(python, "install", "--no-deps", TORCHVISION)
     run_pip(python, "install", "transformers<5", *requirements_of(folder))
 
 
-def _get_comfyui(folder: Path, python: Path, version: str) -> None:
+def get_code(folder: Path, python: Path, version: str) -> None:
+    """ComfyUI's own files, into the folder. python: one with pip."""
     if version != COMFYUI_VERSION:
         branch = f"v{version}" if version[:1].isdigit() else version
         for command in (["init"], ["fetch", "--depth", "1", COMFYUI_REPOSITORY, branch], ["checkout", "FETCH_HEAD"]):
