@@ -30,13 +30,14 @@ if sys.version_info < (3, 10):  # noqa: UP036
 import argparse
 import errno
 import json
+import os
 import shutil
 import signal
 import tempfile
 from pathlib import Path
 
 from devkit import SetupError, archive, benchmarks, quality
-from devkit.host import Host, cache_folder, make_comfyui, prepare_host, tool_python
+from devkit.host import cache_folder, make_comfyui, prepare_host, tool_python
 from devkit.process import output_of, run_attached
 from devkit.server import Server, base_folder
 
@@ -85,7 +86,7 @@ def bench(arguments: list[str]) -> int:
     name, *rest = arguments
     if name not in scripts:
         raise SetupError(f"there is no benchmark {name!r}: choose one of {', '.join(sorted(scripts))}")
-    return run_in_host(scripts[name], *rest, threads="")
+    return run_in_host(scripts[name], *rest)
 
 
 def bench_all(full: bool) -> int:
@@ -102,12 +103,12 @@ def bench_all(full: bool) -> int:
 
 def train(arguments: list[str]) -> int:
     """Train parts of the demo model; see shapes/train.py."""
-    return run_in_host("-m", "devkit.in_process", "shapes.train", *arguments, threads="")
+    return run_in_host("-m", "devkit.in_process", "shapes.train", *arguments)
 
 
 def scale(arguments: list[str]) -> int:
     """Fit the demo's scale networks; see training/bundled_scales.py."""
-    return run_in_host("-m", "devkit.in_process", "training.bundled_scales", *arguments, threads="")
+    return run_in_host("-m", "devkit.in_process", "training.bundled_scales", *arguments)
 
 
 def locales(arguments: list[str]) -> int:
@@ -186,17 +187,10 @@ COMMANDS = {
 }
 
 
-def run_in_host(*command: str | Path, path: str = "", threads: str = "1") -> int:
-    """Run ComfyUI's own Python in the repository's folder, with COMFYUI_PATH set.
-
-    path: a folder to import from besides. threads: models this small gain little from more than one, which wait for each other
-    on a busy machine (15 times slower); "" for as many as torch likes.
-    """
-    host: Host = prepare_host()
-    environment = host.environment(str(TOOLS), path)
-    if threads:
-        environment.setdefault("OMP_NUM_THREADS", threads)
-    return run_attached([str(host.python), *map(str, command)], environment, folder=ROOT)
+def run_in_host(*command: str | Path, path: str = "") -> int:
+    """Run ComfyUI's own Python in the repository's folder, with COMFYUI_PATH set. path: a folder to import from besides."""
+    host = prepare_host()
+    return run_attached([str(host.python), *map(str, command)], host.environment(str(TOOLS), path), folder=ROOT)
 
 
 def run_beside_server(script: str, *arguments: str) -> int:
@@ -216,6 +210,9 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0 if arguments in (["--help"], ["-h"]) else 2
     signal.signal(signal.SIGTERM, _stop)
+    if arguments[0] not in ("bench", "train", "scale"):
+        # Models this small gain little from more threads, which wait for each other on a busy machine: 15 times slower.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         return COMMANDS[arguments[0]](arguments[1:])
     except SetupError as error:
