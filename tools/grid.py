@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 GAP = 6
-ROW_LABEL = 150  # pixels
+ROW_LABEL, ROW_LETTERS = 150, 20  # pixels, and what fits into them
 COLUMN_LABEL = 44
 FONT_SIZE = 13
-LETTER = 7.5  # a letter's width, on average
+LETTER = 8  # a letter's width, on average
 
 
 def labelled_grid(
@@ -24,12 +24,12 @@ def labelled_grid(
     draw = ImageDraw.Draw(sheet)
     for column, label in enumerate(columns):
         x = left + column * (width + GAP)
-        text = textwrap.fill(label, int(width / LETTER), break_long_words=False)
+        text = textwrap.fill(label, width // LETTER, break_long_words=False)
         draw.multiline_text((x + width / 2, COLUMN_LABEL / 2), text, "black", font, anchor="mm", align="center")
         for row, in_row in enumerate(pictures):
             shown = ImageOps.pad(in_row[column].convert("RGB"), (width, height), color="white")
             sheet.paste(shown, (x, COLUMN_LABEL + row * (height + GAP)))
     for row, label in enumerate(rows):
         y = COLUMN_LABEL + row * (height + GAP) + height / 2
-        draw.multiline_text((GAP, y), textwrap.fill(label, int(ROW_LABEL / LETTER)), "black", font, anchor="lm")
+        draw.multiline_text((GAP, y), textwrap.fill(label, ROW_LETTERS), "black", font, anchor="lm")
     return sheet
