@@ -11,13 +11,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from devkit import ROOT
 from devkit.in_process import import_both
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
-    pack = importlib.import_module(import_both(ROOT, "locales"))
+    pack = importlib.import_module(import_both())
     nodes = asyncio.run(asyncio.run(pack.comfy_entrypoint()).get_node_list())
     path = locale_file("en")
     before = texts_by_key(json.loads(path.read_text("utf-8"))) if path.is_file() else {}

@@ -20,7 +20,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def load_hosts(cpu: bool = True) -> None:
     """Make the ComfyUI of COMFYUI_PATH and the pack importable; before anything else."""
-    import_both(ROOT, "bench", cpu)
+    import_both(cpu)
 
 
 def pack_module(name: str) -> ModuleType:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from . import SetupError
+from . import ROOT, SetupError
 from .torchvision_shim import define_missing_operators
 
 PACK = "annealing_guidance_pack"
@@ -50,7 +50,7 @@ def import_comfyui(folder: Path, cpu: bool, arguments: Sequence[str] = ()) -> No
     importlib.import_module("utils.extra_config")
 
 
-def import_both(root: Path, cpu: bool = True) -> str:
+def import_both(cpu: bool = True) -> str:
     """The ComfyUI that COMFYUI_PATH names, as tools/dev.py sets it, and the pack; the pack's package name.
 
     Ends the process where that ComfyUI cannot be imported.
@@ -59,7 +59,7 @@ def import_both(root: Path, cpu: bool = True) -> str:
         import_comfyui(Path(os.environ["COMFYUI_PATH"]), cpu)
     except SetupError as error:
         sys.exit(f"dev.py: {error}")
-    return import_pack(root).__name__
+    return import_pack(ROOT).__name__
 
 
 def import_pack(root: Path) -> ModuleType:
@@ -76,7 +76,7 @@ def main() -> None:
     import torch
 
     on_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-    pack = import_both(Path(__file__).resolve().parents[2], cpu=not on_gpu)
+    pack = import_both(cpu=not on_gpu)
     errors = importlib.import_module(f"{pack}.models.errors")
     try:
         importlib.import_module(f"{pack}.{sys.argv[1]}").main(sys.argv[2:])
