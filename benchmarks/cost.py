@@ -8,8 +8,8 @@ Each figure is a comparison of two jobs that take turns in one process, with a 9
               guidance's own work is left: added time, operations and peak memory, and the trace that a step leaves behind.
               --authors: against their module in a checkout of their repository, on the same pair of predictions; from them to
               the guided prediction in both cases.
-    pictures  ten steps by KSampler, CFG against the model patch, and by the two guiders: on Shapes, and on an SDXL UNet with
-              random weights (its real size with --device cuda, shrunken on the CPU).
+    pictures  ten steps by KSampler, CFG against the model patch: on Shapes, and on an SDXL UNet with random weights (its real
+              size with --device cuda, shrunken on the CPU).
     import    what the pack adds to ComfyUI's start, in fresh processes, after ComfyUI and its own extra nodes.
 """
 
@@ -31,12 +31,10 @@ from common import RESULTS, ROOT, load_hosts, write_results
 if __name__ == "__main__":
     load_hosts(cpu="cuda" not in sys.argv)
 
-import comfy.samplers
 import comfy.utils
 import nodes
 import numpy
 import torch
-from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
 from annealing_guidance_pack.guidance.patch import patch_model
 from annealing_guidance_pack.guidance.run import Guidance
 from common.demo import Demo
@@ -113,61 +111,28 @@ def measure_step(options: argparse.Namespace) -> dict[str, dict]:
     return rows
 
 
-class Subject:
-    """A model with what it is to draw, by KSampler or by a guider, with CFG or with annealing."""
-
-    def __init__(self, model, positive: list, negative: list, scale, shape: tuple[int, ...]) -> None:
-        self.model, self.conditions, self.shape = model, (positive, negative), shape
-        self.guidance = Guidance(scale, 0.4)
-        self.noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-    def by_ksampler(self, model) -> None:
-        latent, settings = {"samples": torch.zeros(self.shape)}, (PICTURE_STEPS, CFG, "euler", "normal")
-        nodes.common_ksampler(model, 0, *settings, *self.conditions, latent)
-
-    def by_guider(self, guider) -> None:
-        guider.set_conds(*self.conditions)
-        sigmas = comfy.samplers.calculate_sigmas(self.model.get_model_object("model_sampling"), "normal", PICTURE_STEPS)
-        euler, empty = comfy.samplers.sampler_object("euler"), torch.zeros(self.shape)
-        guider.sample(self.noise, empty, euler, sigmas, disable_pbar=True, seed=0)
-
-    def rows(self, seconds: float) -> dict[str, dict]:
-        """Annealing's pace over CFG's by both hosts: ratio, 1 for no cost, below 1 for slower."""
-        patched = patch_model(self.model, self.guidance, chart())[0]
-        cfg, ours = comfy.samplers.CFGGuider(self.model), AnnealingCFGGuider(self.model, self.guidance, chart())
-        cfg.set_cfg(CFG)
-        pairs = {
-            "KSampler": (lambda: self.by_ksampler(patched), lambda: self.by_ksampler(self.model)),
-            "guider": (lambda: self.by_guider(ours), lambda: self.by_guider(cfg)),
-        }
-        found = {}
-        for host, jobs in pairs.items():
-            with torch.inference_mode():
-                times = in_turns(jobs, seconds, wait)
-            ratios = (times[:, 1] / times[:, 0]).T
-            found[host] = with_interval("ratio", ratios[0]) | with_interval("cpu_ratio", ratios[1])
-            found[host]["cfg_step_ms"] = rounded(1e3 * numpy.median(times[:, 1, 0]) / PICTURE_STEPS)
-        return found
-
-
-def shapes_subject(batch: int) -> Subject:
-    demo = Demo("epsilon", batch)
-    return Subject(demo.model, [[demo.positive, {}]], demo.negative, demo.scale, (batch, 4, 16, 16))
-
-
-def sdxl_subject() -> Subject:
-    model, size = random_sdxl(on_cuda())
-    shape = (1, 4, size, size)
-    return Subject(model, random_prompt(1), random_prompt(0), StandIn(shape).scale, shape)
+def picture_row(model, positive: list, negative: list, scale, shape: tuple[int, ...], seconds: float) -> dict[str, float]:
+    """Annealing's pace over CFG's with KSampler: ratio, 1 for no cost, below 1 for slower."""
+    patched, latent = patch_model(model, Guidance(scale, 0.4), chart())[0], {"samples": torch.zeros(shape)}
+    settings = PICTURE_STEPS, CFG, "euler", "normal", positive, negative, latent
+    with torch.inference_mode():
+        ours, cfg = (lambda model=model: nodes.common_ksampler(model, 0, *settings) for model in (patched, model))
+        times = in_turns((ours, cfg), seconds, wait)
+    ratio, cpu_ratio = (times[:, 1] / times[:, 0]).T
+    cfg_step = 1e3 * numpy.median(times[:, 1, 0]) / PICTURE_STEPS
+    return with_interval("ratio", ratio) | with_interval("cpu_ratio", cpu_ratio) | {"cfg_step_ms": rounded(cfg_step)}
 
 
 def measure_pictures(options: argparse.Namespace) -> dict[str, dict]:
-    sdxl = "SDXL UNet" if on_cuda() else "shrunken SDXL UNet"
-    subjects = {f"Shapes epsilon, batch {batch}": lambda batch=batch: shapes_subject(batch) for batch in (16, 64)}
-    subjects[f"{sdxl}, batch 1"] = sdxl_subject
-    rows = {}
-    for name, make in subjects.items():
-        rows |= {f"{name}, {host}": row for host, row in make().rows(8 * options.seconds).items()}
+    rows, seconds = {}, 8 * options.seconds
+    for batch in (16, 64):
+        demo, shape = Demo("epsilon", batch), (batch, 4, 16, 16)
+        row = picture_row(demo.model, [[demo.positive, {}]], demo.negative, demo.scale, shape, seconds)
+        rows[f"Shapes epsilon, batch {batch}, KSampler"] = row
+    model, size = random_sdxl(on_cuda())
+    shape = (1, 4, size, size)
+    row = picture_row(model, random_prompt(1), random_prompt(0), StandIn(shape).scale, shape, seconds)
+    rows[f"{'' if on_cuda() else 'shrunken '}SDXL UNet, batch 1, KSampler"] = row
     return rows
 
 

@@ -11,27 +11,32 @@ import argparse
 import json
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import geometric_mean
 
 from common import RESULTS, ROOT, confidence, import_pack
-from common.regret import Regret
+from common.fronts import draw_fronts
+from common.regret import Regret, best_settings, draw_regrets, regrets
 
 TEMPLATE = ROOT / "benchmarks" / "page.md"
 PAGE = ROOT / "docs" / "BENCHMARKS.md"
 FEW_STEPS = "10", "20"  # where all methods were drawn
 NO_REGRET = "no guidance", "CFG++"  # CFG++'s numbers mean another strength at each step count: it has no one setting
 DEFAULT = "annealing", "0.4"
-NONE = {"hypervolume": 0.0}  # of a method that was not drawn
 MISSING = "Not measured yet: `python tools/dev.py bench {name}`."
 
 
-def table(rows: dict[str, dict], columns: dict[str, str], first: str = "") -> str:
-    """A Markdown table: one line per row, the columns "title": "a format over the row's keys"."""
-    lines = [f"| {first} | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
-    for name, row in rows.items():
-        lines.append(f"| {name} | {' | '.join(text.format_map(row) for text in columns.values())} |")
-    return "\n".join(lines)
+def table(titles: Iterable[str], rows: dict[str, list[str]], first: str = "") -> str:
+    """A Markdown table: the title of each column, each row's name and cells."""
+    heads = list(titles)
+    lines = [f"| {' | '.join(cells)} |" for cells in ([first, *heads], *([name, *row] for name, row in rows.items()))]
+    return "\n".join([lines[0], f"|---|{'---:|' * len(heads)}", *lines[1:]])
+
+
+def figures(rows: dict[str, dict], columns: dict[str, str], first: str = "") -> str:
+    """The same of rows of figures; columns: "title": "a format over the row's keys"."""
+    return table(columns, {name: [form.format_map(row) for form in columns.values()] for name, row in rows.items()}, first)
 
 
 def about(results: dict) -> str:
@@ -55,17 +60,11 @@ def is_ablation(method: str) -> bool:
 def hypervolumes(results: dict, ablations: bool) -> str:
     """Method by (variant, steps): the share dominated, marked where it differs significantly from CFG's."""
     found = cells(results)
-    methods = dict.fromkeys(method for _, _, cell in found for method in cell["fronts"])
-    rows: dict[str, dict] = {}
-    for method in methods:
-        if is_ablation(method) != ablations:
-            continue
-        rows[method] = {}
-        for variant, steps, cell in found:
-            rows[method][f"{variant}{steps}"] = _marked(cell["fronts"].get(method))
-    order = sorted(rows, key=lambda method: -sum(cell["fronts"].get(method, NONE)["hypervolume"] for _, _, cell in found))
-    titles = {f"{variant}, {steps} steps": f"{{{variant}{steps}}}" for variant, steps, _ in found}
-    return table({method: rows[method] for method in order}, titles)
+    methods = dict.fromkeys(method for _, _, cell in found for method in cell["fronts"] if is_ablation(method) == ablations)
+    fronts = {method: [cell["fronts"].get(method) for _, _, cell in found] for method in methods}
+    order = sorted(fronts, key=lambda method: -sum(front["hypervolume"] for front in fronts[method] if front))
+    titles = (f"{variant}, {steps} steps" for variant, steps, _ in found)
+    return table(titles, {method: [_marked(front) for front in fronts[method]] for method in order})
 
 
 def _marked(front: dict | None) -> str:
@@ -94,39 +93,32 @@ def points(results: dict) -> str:
         "saturation": "{saturation:.3f}",
     }
     return "\n\n".join(
-        f"<details><summary>{variant}, {steps} steps</summary>\n\n{table(cell['points'], columns)}\n\n</details>"
+        f"<details><summary>{variant}, {steps} steps</summary>\n\n{figures(cell['points'], columns)}\n\n</details>"
         for variant, steps, cell in cells(results)
     )
 
 
-def regret_rows(results: dict) -> tuple[dict[str, Regret], dict[str, Regret]]:
-    """Each method's best single setting at 10 and 20 steps, and annealing's default; and all settings drawn in all cells."""
-    from common.regret import best_settings, regrets
-
-    found = cells(results)
-    few = [cell for cell in found if cell[1] in FEW_STEPS]
-    all_few = regrets(few)
-    best = best_settings(all_few, lambda method: method not in NO_REGRET and not is_ablation(method))
-    default = [r for r in all_few if (r.method, r.setting) == DEFAULT and r not in best]
-    rows = {f"{r.method} {r.setting}".strip(): r for r in sorted([*best, *default], key=lambda r: r.worst[0])}
-    everywhere = {f"{r.method} {r.setting}".strip(): r for r in regrets(found)}
-    return rows, everywhere
+def chosen_regrets(results: dict) -> dict[str, Regret]:
+    """Each method's best single setting at 10 and 20 steps, and annealing's default."""
+    found = regrets([cell for cell in cells(results) if cell[1] in FEW_STEPS])
+    best = best_settings(found, lambda method: method not in NO_REGRET and not is_ablation(method))
+    default = [r for r in found if (r.method, r.setting) == DEFAULT and r not in best]
+    return {f"{r.method} {r.setting}".strip(): r for r in sorted([*best, *default], key=lambda r: r.worst[0])}
 
 
 def regret_table(results: dict) -> str:
-    few, everywhere = regret_rows(results)
+    everywhere = {(r.method, r.setting): r for r in regrets(cells(results))}
     rows = {}
-    for name, regret in few.items():
-        at = {f"{variant}{steps}": f"{value:+.2f}{_half(half)}" for (variant, steps), (value, half) in regret.cells.items()}
-        also = everywhere.get(name)
-        rows[name] = {
-            **at,
-            "worst": f"**{regret.worst[0]:+.2f}**{_half(regret.worst[1])}",
-            "mean": f"{regret.mean:+.2f}",
-            "all": f"{also.worst[0]:+.2f}, {also.mean:+.2f}" if also else "",
-        }
-    titles = {f"{variant}, {steps}": f"{{{variant}{steps}}}" for variant, steps, _ in cells(results) if steps in FEW_STEPS}
-    return table(rows, {"worst": "{worst}", "mean": "{mean}", **titles, "worst, mean with 50 steps": "{all}"}, "one setting")
+    for name, regret in chosen_regrets(results).items():
+        also = everywhere.get((regret.method, regret.setting))
+        rows[name] = [
+            f"**{regret.worst[0]:+.2f}**{_half(regret.worst[1])}",
+            f"{regret.mean:+.2f}",
+            *(f"{value:+.2f}{_half(half)}" for value, half in regret.cells.values()),
+            f"{also.worst[0]:+.2f}, {also.mean:+.2f}" if also else "",
+        ]
+    titles = [f"{variant}, {steps}" for variant, steps, _ in cells(results) if steps in FEW_STEPS]
+    return table(["worst", "mean", *titles, "worst, mean with 50 steps"], rows, "one setting")
 
 
 def _half(half: float | None) -> str:
@@ -134,16 +126,12 @@ def _half(half: float | None) -> str:
 
 
 def quality(results: dict, page: Path) -> dict[str, str]:
-    from common.fronts import draw_fronts
-    from common.regret import draw_regrets
-
-    figure = page.with_name("fronts.png")
-    draw_fronts(cells(results), figure)
-    if few := regret_rows(results)[0]:
-        draw_regrets(few, page.with_name("regret.png"))
+    draw_fronts(cells(results), page.with_name("fronts.png"))
+    if chosen := chosen_regrets(results):
+        draw_regrets(chosen, page.with_name("regret.png"))
     return {
         "quality.about": f"{about(results)} {results['pictures']} pictures a point.",
-        "quality.figure": f"![Prompts drawn right against Frechet distance, method by method]({figure.name})",
+        "quality.figure": "![Prompts drawn right against Frechet distance, method by method](fronts.png)",
         "quality.regret": regret_table(results),
         "quality.regret_figure": "![Each method's best single setting: its regret in each cell](regret.png)",
         "quality.hypervolumes": hypervolumes(results, ablations=False),
@@ -159,22 +147,19 @@ def strength(results: dict, _page: Path) -> dict[str, str]:
         authors, samplers = results[path]["authors"], {}
         for name, row in authors["rows"].items():
             samplers.setdefault(name.split("/")[0], []).append(row)
-        columns = {f"{steps} steps": f"{{at{i}:.3f}}" for i, steps in enumerate(authors["steps"])}
         rows = {}
         for name, found in samplers.items():
-            steps = zip(*(row["annealing"] for row in found), strict=True)
-            rows[name] = {f"at{i}": geometric_mean(max(x, 1e-6) for x in at) for i, at in enumerate(steps)}
-            rows[name]["missed"] = _missed(found)
-        words[f"strength.{path}"] = table(rows, {"missed": "{missed}"} | columns, "sampler")
+            by_steps = zip(*(row["annealing"] for row in found), strict=True)
+            rows[name] = [_missed(found), *(f"{geometric_mean(max(x, 1e-6) for x in at):.3f}" for at in by_steps)]
+        words[f"strength.{path}"] = table(["missed", *(f"{n} steps" for n in authors["steps"])], rows, "sampler")
         words[f"strength.{path}_floor"] = f"{authors['floor']:.3f}"
         for name, part in results[path].items():
             if name != "authors":
                 found = list(part["rows"].values())
                 pairs = [pair for row in found for pair in zip(row["annealing"], row["cfg"], strict=True)]
                 worst = max(ours for ours, cfg in pairs if cfg < 0.1)
-                others[f"{path}, {name}"] = {"missed": _missed(found), "floor": part["floor"], "worst": worst}
-    columns = {"missed": "{missed}", "floor": "{floor:.3f}", "worst where CFG's is below 0.1": "{worst:.3f}"}
-    return words | {"strength.others": table(others, columns, "other data")}
+                others[f"{path}, {name}"] = [_missed(found), f"{part['floor']:.3f}", f"{worst:.3f}"]
+    return words | {"strength.others": table(["missed", "floor", "worst where CFG's is below 0.1"], others, "other data")}
 
 
 def _missed(rows: list[dict]) -> str:
@@ -212,7 +197,7 @@ def cost(results: dict, _page: Path) -> dict[str, str]:
     for part in ("step", "pictures", "import"):
         for key, columns in shapes.items():
             if rows := {name: row for name, row in results[part].items() if key in row}:
-                tables.append(table(rows, columns, part))
+                tables.append(figures(rows, columns, part))
     return {"cost.about": about(results), "cost.table": "\n\n".join(tables)}
 
 
@@ -248,21 +233,16 @@ def main() -> None:
 
 def agreement(found: dict, published: dict) -> str:
     """How many of the points' shares of prompts right agree with the published ones within both intervals."""
-    within, lines = [], []
+    compared, apart = 0, []
     for variant, steps, cell in cells(found):
         others = published["variants"].get(variant, {}).get(steps, {"points": {}})["points"]
-        for name, row in cell["points"].items():
-            if not (other := others.get(name)):
-                continue
-            n, more = found["pictures"], published["pictures"]
-            allowed = math.hypot(confidence(row["right"], n), confidence(other["right"], more))
-            within.append(abs(row["right"] - other["right"]) <= allowed)
-            if not within[-1]:
-                lines.append(f"{variant}, {steps} steps, {name}: {row['right']:.1%} here, {other['right']:.1%} there")
-    summary = (
-        f"Prompts drawn right: {sum(within)} of {len(within)} points agree with docs/BENCHMARKS.md within both 95% intervals."
-    )
-    return "\n".join([summary, *lines])
+        for name in (name for name in cell["points"] if name in others):
+            here, there = cell["points"][name]["right"], others[name]["right"]
+            compared += 1
+            if abs(here - there) > math.hypot(confidence(here, found["pictures"]), confidence(there, published["pictures"])):
+                apart.append(f"{variant}, {steps} steps, {name}: {here:.1%} here, {there:.1%} there")
+    agree = f"{compared - len(apart)} of {compared} points agree with docs/BENCHMARKS.md within both 95% intervals."
+    return "\n".join([f"Prompts drawn right: {agree}", *apart])
 
 
 if __name__ == "__main__":

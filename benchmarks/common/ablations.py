@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import comfy.samplers
@@ -22,15 +23,39 @@ ScaleModel, FixedScale = pack_module("models.scale_model").ScaleModel, pack_modu
 
 def ablations(methods: Methods) -> dict[str, dict[str, Run]]:
     """method -> setting -> run, with null renoising as `annealing` has it."""
+    demo = methods.demo
+
+    def runs(values: tuple[float, ...], guider: Callable) -> dict[str, Run]:
+        return {f"{value:g}": lambda value=value: (guider(value), methods.null, methods.sigmas) for value in values}
+
+    def frozen(gap: bool = False, timestep: bool = False) -> dict[str, Run]:
+        def guider(value: float):
+            timesteps, norms = calibration(methods, demo.scale, value)
+            return demo.annealing(Frozen(demo.scale, (timesteps, norms.mean(1)), gap, timestep), value)
+
+        return runs(LAMBDAS, guider)
+
+    def by_gap(power: float) -> dict[str, Run]:
+        def guider(scale: float):
+            constant = FixedScale("constant", scale)
+            return demo.annealing(ByGap(constant, power, *calibration(methods, constant, 0.0)) if power else constant, 0.0)
+
+        return runs(CONSTANTS, guider)
+
+    def by_angle() -> tuple:
+        rule, patched = ByAngle(demo.scale), demo.model.clone()
+        patched.set_model_sampler_calc_cond_batch_function(rule.predict)
+        return demo.annealing(rule, 0.5, model=patched), methods.null, methods.sigmas
+
     return {
-        "annealing, matching off": methods.annealing(methods.demo.scale, lambdas=LAMBDAS, match_training_steps=False),
-        "annealing, gap frozen": _frozen(methods, gap=True),
-        "annealing, timestep frozen": _frozen(methods, timestep=True),
-        "annealing, both frozen": _frozen(methods, gap=True, timestep=True),
-        "annealing, lambda by angle": {"": lambda: _by_angle(methods)},
-        "constant, matched": _by_gap(methods, 0.0),
-        "constant, more where the gap is small": _by_gap(methods, 1.0),
-        "constant, more where the gap is large": _by_gap(methods, -1.0),
+        "annealing, matching off": methods.annealing(demo.scale, lambdas=LAMBDAS, match_training_steps=False),
+        "annealing, gap frozen": frozen(gap=True),
+        "annealing, timestep frozen": frozen(timestep=True),
+        "annealing, both frozen": frozen(gap=True, timestep=True),
+        "annealing, lambda by angle": {"": by_angle},
+        "constant, matched": by_gap(0.0),
+        "constant, more where the gap is small": by_gap(1.0),
+        "constant, more where the gap is large": by_gap(-1.0),
     }
 
 
@@ -53,18 +78,6 @@ class Frozen(ScaleModel):
         if self.timestep:
             timestep = self.timesteps.mean().to(timestep).expand_as(timestep)
         return self.scale_model(timestep, gap_norm, guidance_lambda)
-
-
-def _frozen(methods: Methods, gap: bool = False, timestep: bool = False) -> dict[str, Run]:
-    def run(value: float) -> Run:
-        def build() -> tuple:
-            timesteps, norms = calibration(methods, methods.demo.scale, value)
-            model = Frozen(methods.demo.scale, (timesteps, norms.mean(1)), gap, timestep)
-            return methods.demo.annealing(model, value), methods.null, methods.sigmas
-
-        return build
-
-    return {f"{value:g}": run(value) for value in LAMBDAS}
 
 
 @cache
@@ -101,18 +114,6 @@ class ByGap(ScaleModel):
         return ((mean / norm.clamp(min=1e-6)) ** self.power).clamp(1 / LARGEST_FACTOR, LARGEST_FACTOR)
 
 
-def _by_gap(methods: Methods, power: float) -> dict[str, Run]:
-    def run(scale: float) -> Run:
-        def build() -> tuple:
-            constant = FixedScale("constant", scale)
-            rule = ByGap(constant, power, *calibration(methods, constant, 0.0)) if power else constant
-            return methods.demo.annealing(rule, 0.0), methods.null, methods.sigmas
-
-        return build
-
-    return {f"{scale:g}": run(scale) for scale in CONSTANTS}
-
-
 class ByAngle(ScaleModel):
     """lambda from the angle between the unconditional velocity and the gap, per sample and step: the follow-up's rule."""
 
@@ -132,10 +133,3 @@ class ByAngle(ScaleModel):
         x = ((1 + self.cosine) / 2).clip(0, 1)
         guidance_lambda = 0.5 + torch.sign(x - 0.5) * (2 * x - 1).abs().sqrt() / 2
         return self.scale_model(timestep, gap_norm, guidance_lambda)
-
-
-def _by_angle(methods: Methods) -> tuple:
-    rule = ByAngle(methods.demo.scale)
-    patched = methods.demo.model.clone()
-    patched.set_model_sampler_calc_cond_batch_function(rule.predict)
-    return methods.demo.annealing(rule, 0.5, model=patched), methods.null, methods.sigmas

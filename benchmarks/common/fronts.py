@@ -25,16 +25,10 @@ WIDTH, PANEL_HEIGHT = 1400, 440
 def draw_fronts(cells: list[tuple[str, str, dict]], file: Path) -> None:
     """cells: (variant, steps, {"points": {"CFG 3": row}, ...}); writes a PNG."""
     figures = pack_module("plots.figure")
-    variants = list(dict.fromkeys(variant for variant, _, _ in cells))
-    columns = max(sum(v == variant for v, _, _ in cells) for variant in variants)
-    figure = figures.new_figure(WIDTH, PANEL_HEIGHT * len(variants))
-    panels = figure.subplots(len(variants), columns, squeeze=False)
-    for panel in panels.flat:
-        panel.set_visible(False)
-    places = {variant: iter(panels[i]) for i, variant in enumerate(variants)}
-    for variant, steps, cell in cells:
-        panel = next(places[variant])
-        panel.set_visible(True)
+    variants = len({variant for variant, _, _ in cells})
+    figure = figures.new_figure(WIDTH, PANEL_HEIGHT * variants)
+    panels = figure.subplots(variants, len(cells) // variants, squeeze=False)
+    for panel, (variant, steps, cell) in zip(panels.flat, cells, strict=True):
         for method, (colour, marker) in STYLES.items():
             _draw_method(panel, method, cell["points"], colour, marker)
         least = min(row["fd"] for row in cell["points"].values())

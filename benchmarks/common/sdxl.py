@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-CONTEXT, POOLED, EMBEDDED_SIZES = 2048, 1280, 6 * 256
-UNET = {
+import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models
+import torch
+
+CONTEXT, POOLED = 2048, 1280
+SDXL = comfy.supported_models.SDXL.unet_config | {
     "image_size": 32,
     "in_channels": 4,
     "out_channels": 4,
     "num_res_blocks": [2, 2, 2],
     "channel_mult": [1, 2, 4],
     "use_spatial_transformer": True,
-    "use_linear_in_transformer": True,
     "num_heads": -1,
     "num_head_channels": 64,
-    "context_dim": CONTEXT,
     "num_classes": "sequential",
-    "adm_in_channels": POOLED + EMBEDDED_SIZES,
-    "legacy": False,
-}
-SDXL = {
-    "model_channels": 320,
-    "transformer_depth": [0, 0, 2, 2, 10, 10],
     "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
     "transformer_depth_middle": 10,
+    "legacy": False,
 }
-SHRUNKEN = {
+SHRUNKEN = SDXL | {
     "model_channels": 64,
     "transformer_depth": [0, 0, 1, 1, 2, 2],
     "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2],
@@ -32,32 +30,25 @@ SHRUNKEN = {
 }
 
 
-def random_sdxl(cuda: bool):
+def random_sdxl(cuda: bool) -> tuple:
     """(MODEL, height and width of its latents): on a GPU SDXL's own sizes in bfloat16, else shrunken, in float32."""
-    import comfy.model_management
-    import comfy.model_patcher
-    import comfy.supported_models
-    import torch
-
     dtype = torch.bfloat16 if cuda else torch.float32
-    config = comfy.supported_models.SDXL({**UNET, **(SDXL if cuda else SHRUNKEN), "dtype": dtype})
+    config = comfy.supported_models.SDXL({**(SDXL if cuda else SHRUNKEN), "dtype": dtype})
     config.set_inference_dtype(dtype, None)
     device = comfy.model_management.get_torch_device()
-    network = config.get_model({}, "", device=device)
+    network = config.get_model({}, "", device=device).requires_grad_(False)
     generator = torch.Generator(device).manual_seed(0)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            spread = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.0
-            parameter.normal_(0.0, spread, generator=generator) if spread else parameter.fill_(0.5)
-    network.requires_grad_(False)
+    for parameter in network.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
+        else:
+            parameter.fill_(0.5)
     model = comfy.model_patcher.ModelPatcher(network, device, comfy.model_management.unet_offload_device())
     return model, 128 if cuda else 32
 
 
 def random_prompt(seed: int) -> list:
     """A CONDITIONING of the shape of SDXL's."""
-    import torch
-
     generator = torch.Generator().manual_seed(seed)
     pooled = torch.randn(1, POOLED, generator=generator)
     return [[torch.randn(1, 77, CONTEXT, generator=generator), {"pooled_output": pooled}]]

@@ -48,54 +48,33 @@ class Samples:
     clean: list
 
 
-class RunningRatio:
-    """The follow-up's balance: the ratio of the running means of the two terms, at most 1e4. Unbalanced: 1.
-
-    Exponential means, sample by sample; their start is corrected as Adam corrects its own.
-    """
-
-    def __init__(self, balanced: bool) -> None:
-        self.balanced = balanced
-        self.first = self.second = 0.0
-
-    @property
-    def now(self) -> float:
-        """The ratio after the samples so far. The correction is the same in both means."""
-        return min(self.first / self.second, LARGEST_RATIO) if self.balanced else 1.0
-
-    def __call__(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """What the second term of each sample is multiplied by: [B], the means having seen it and all before it."""
-        ratios = []
-        for a, b in zip(first.tolist(), second.tolist(), strict=True):
-            self.first = MEMORY * self.first + (1 - MEMORY) * a
-            self.second = MEMORY * self.second + (1 - MEMORY) * b
-            ratios.append(self.now)
-        return torch.tensor(ratios, device=first.device)
-
-
 class ReferenceTrainer:
     """Trains a scale network, unbounded while it learns, through a frozen ComfyUI MODEL.
 
-    balanced: the loss of the follow-up (flow models) instead of the paper's.
+    balanced: the loss of the follow-up (flow models), which multiplies the second term by the ratio of the two terms' running
+    means, instead of the paper's.
     """
 
     def __init__(self, model, negative: list, network: ScaleNetwork, balanced: bool) -> None:
-        self.model, self.negative, self.network, self.ratio = model, negative, network, RunningRatio(balanced)
+        self.model, self.negative, self.network, self.balanced = model, negative, network, balanced
+        self.means, self.ratio = torch.zeros(2), 1.0  # both means begin at 0 alike, so the ratio is right from the first on
         self.optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         model.model.requires_grad_(False)
 
     def step(self, samples: Samples) -> None:
         """One step of the optimizer, all samples through the model at once: the gradient of accumulating them one by one."""
         self.optimizer.zero_grad()
-        first, second = terms(self.model, self.network, samples, self.negative)
-        ratio = self.ratio(first.detach(), second.detach())
-        loss = (1 - samples.guidance_lambda) * first + samples.guidance_lambda * ratio * second
+        both = terms(self.model, self.network, samples, self.negative)
+        if self.balanced:
+            self.means = self.means.lerp(both.detach().mean(1), 1 - MEMORY ** len(samples.x0))
+            self.ratio = min(float(self.means[0] / self.means[1]), LARGEST_RATIO)
+        loss = (1 - samples.guidance_lambda) * both[0] + samples.guidance_lambda * self.ratio * both[1]
         loss.mean().backward()
         self.optimizer.step()
 
 
-def terms(model, network: ScaleNetwork, samples: Samples, negative: list) -> tuple[torch.Tensor, torch.Tensor]:
-    """mean((eps_w - eps)^2) and mean(delta'^2) of each sample (flow: of velocities): [B] each, with a graph to the network."""
+def terms(model, network: ScaleNetwork, samples: Samples, negative: list) -> torch.Tensor:
+    """mean((eps_w - eps)^2) and mean(delta'^2) of each sample (flow: of velocities): [2, B], with a graph to the network."""
     step = _Step(network, samples)
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"perturbed": samples.perturbed, "clean": samples.clean, "negative": negative})
@@ -108,42 +87,31 @@ class _Step(comfy.samplers.Sampler):
 
     def __init__(self, network: ScaleNetwork, samples: Samples) -> None:
         self.network, self.samples = network, samples
-        self.terms: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def sample(self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
-        model_sampling, x0 = guider.model_patcher.get_model_object("model_sampling"), latent_image
-        is_flow = coordinates.path_of(model_sampling) == "flow"
-        timestep, sigma, next_sigma, guidance_lambda = (
-            tensor.to(noise.device)
-            for tensor in (self.samples.timestep, self.samples.sigma, self.samples.next_sigma, self.samples.guidance_lambda)
-        )
+        is_flow = coordinates.path_of(guider.model_patcher.get_model_object("model_sampling")) == "flow"
+        sigma, next_sigma = (per_sample(s, noise) for s in (self.samples.sigma, self.samples.next_sigma))
 
-        def shares(sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            """Of the picture and of the noise in z: sqrt(abar) and sqrt(1 - abar); flow: 1 - s and s."""
-            sigma = per_sample(sigma, x0)
-            return (1 - sigma, sigma) if is_flow else ((1 + sigma**2) ** -0.5, sigma * (1 + sigma**2) ** -0.5)
+        def noised(picture: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            return ((1 - sigma) * picture if is_flow else picture) + sigma * noise
 
-        def predict(positive: str, z: torch.Tensor, sigma: torch.Tensor) -> list[torch.Tensor]:
-            """The model's own predictions, conditional and unconditional: of the noise, or (flow) of the velocity."""
-            x = z if is_flow else z / shares(sigma)[0]  # ComfyUI samples x0 + sigma noise
+        def predictions(positive: str, x: torch.Tensor, sigma: torch.Tensor) -> list[torch.Tensor]:
+            """Conditional and unconditional, of the noise or (flow) of the velocity."""
             conditions = [guider.conds[positive], guider.conds["negative"]]
-            denoised = comfy.samplers.calc_cond_batch(guider.inner_model, conditions, x, sigma, extra_args["model_options"])
-            return [(x - d) / per_sample(sigma, x) for d in denoised]
+            options = extra_args["model_options"]
+            denoised = comfy.samplers.calc_cond_batch(guider.inner_model, conditions, x, sigma.flatten(), options)
+            return [(x - d) / sigma for d in denoised]
 
-        a, b = shares(sigma)
-        next_a, next_b = shares(next_sigma)
-        z = a * x0 + b * noise
+        x = noised(latent_image, noise, sigma)
         with torch.no_grad():  # neither depends on the scale
-            cond, uncond = predict("perturbed", z, sigma)
+            cond, uncond = predictions("perturbed", x, sigma)
         gap_norm = torch.linalg.vector_norm((cond - uncond).flatten(1), dim=1)
-        scale = self.network(timestep, gap_norm, guidance_lambda)
-        guided = uncond + per_sample(scale, z) * (cond - uncond)
-        if is_flow:
-            target, guided_x0, uncond_noise = noise - x0, z - b * guided, z + a * uncond
-        else:
-            target, guided_x0, uncond_noise = noise, (z - b * guided) / a, uncond
-        next_cond, next_uncond = predict("clean", next_a * guided_x0 + next_b * uncond_noise, next_sigma)
-        self.terms = tuple((term**2).flatten(1).mean(1) for term in (guided - target, next_cond - next_uncond))
+        scale = self.network(self.samples.timestep, gap_norm, self.samples.guidance_lambda)
+        guided = uncond + per_sample(scale, x) * (cond - uncond)
+        target, uncond_noise = (noise - latent_image, x + (1 - sigma) * uncond) if is_flow else (noise, uncond)
+        next_x = noised(x - sigma * guided, uncond_noise, next_sigma)
+        next_cond, next_uncond = predictions("clean", next_x, next_sigma)
+        self.terms = torch.stack([(term**2).flatten(1).mean(1) for term in (guided - target, next_cond - next_uncond)])
         return noise
 
 

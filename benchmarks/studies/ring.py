@@ -17,10 +17,7 @@ from study import fitted, save
 
 # isort: split
 import comfy.latent_formats
-import comfy.model_base
-import comfy.model_patcher
 import comfy.samplers
-import comfy.supported_models_base
 import numpy
 import torch
 from annealing_guidance_pack.guidance import paper_schedule
@@ -31,6 +28,7 @@ from annealing_guidance_pack.models.scale_model import ScaleModel
 from annealing_guidance_pack.training.pictures import given_pictures
 from annealing_guidance_pack.training.profile import ProfileSettings
 from annealing_guidance_pack.training.shards import measure
+from closed_form import closed_form_model
 from common import confidence
 
 POINTS, STEPS = 4096, (50, 20, 10)
@@ -87,24 +85,13 @@ class RingDenoiser(torch.nn.Module):
         return ((unscaled - denoised(unscaled, sigma, weights)) / sigma).view_as(x)
 
 
-class TwoNumbers(comfy.latent_formats.LatentFormat):
-    latent_channels = 2
-
-
-class RingConfig(comfy.supported_models_base.BASE):
-    """Enough of a model configuration for BaseModel: SDXL's noise schedule, latents of two channels."""
-
-    latent_format = TwoNumbers
-
-    def __init__(self) -> None:
-        super().__init__({"disable_unet_model_creation": True, "in_channels": 2})
-
-
-def ring_model(wrong: float) -> comfy.model_patcher.ModelPatcher:
-    """The MODEL as a loader node would return it."""
-    model, cpu = comfy.model_base.BaseModel(RingConfig()), torch.device("cpu")
-    model.diffusion_model = RingDenoiser(wrong)
-    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+def ring_model(wrong: float):
+    """The MODEL as a loader node would return it: SDXL's noise schedule, latents of two channels."""
+    model = closed_form_model()
+    model.model.diffusion_model = RingDenoiser(wrong)
+    model.model.latent_format = comfy.latent_formats.LatentFormat()
+    model.model.latent_format.latent_channels = 2
+    return model
 
 
 def conditioning(direction: torch.Tensor) -> list:
@@ -200,9 +187,9 @@ def at_level(rows: dict[str, dict]) -> dict[str, dict[str, float]]:
     for method in dict.fromkeys(row["method"] for row in rows.values()):
         own = sorted((r for r in rows.values() if r["method"] == method and r["aligned"] < 1), key=lambda row: row["aligned"])
         if own and own[0]["aligned"] <= LEVEL < own[-1]["aligned"]:
-            places = [-math.log(1 - row["aligned"]) for row in own]
-            figures = ("coverage", "off_ring", "distance", "setting")
-            found[method] = {key: float(numpy.interp(-math.log(1 - LEVEL), places, [row[key] for row in own])) for key in figures}
+            at, places = math.log(1 - LEVEL), [math.log(1 - row["aligned"]) for row in reversed(own)]
+            figures = {key: [row[key] for row in reversed(own)] for key in ("coverage", "off_ring", "distance", "setting")}
+            found[method] = {key: float(numpy.interp(at, places, values)) for key, values in figures.items()}
     return found
 
 

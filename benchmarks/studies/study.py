@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import PACK, load_hosts, write_results
 
 if PACK not in sys.modules:
-    load_hosts(cpu="cuda" not in sys.argv)
+    load_hosts()
 
 import comfy.patcher_extension
 import torch
@@ -30,14 +30,13 @@ from common.demo import Demo
 from common.measures import Gaussian, frechet_distance
 from quality import Gallery
 
-DEVICE = "cuda" if "cuda" in sys.argv else "cpu"
 VARIANTS = "epsilon", "flow"
 LAMBDAS = 0.0, 0.4, 0.8
 
 
 def save(script: str, results: dict) -> None:
     """The result of a study, into the JSON file beside its script."""
-    write_results(results, Path(script).with_suffix(".json"), DEVICE)
+    write_results(results, Path(script).with_suffix(".json"))
 
 
 def counted(model) -> tuple:

@@ -1,8 +1,7 @@
 """How much memory and time does a profile take beside sampling and beside the reference trainer?
 
-On an SDXL UNet with random weights: shrunken, with 32 x 32 latents, on the CPU; with `--device cuda` of SDXL's own sizes. Each
-job runs in a process of its own. peak_bytes: what it needs at most beyond the loaded model: on the CPU the process's resident
-set (Linux), on a GPU what PyTorch has allocated.
+On an SDXL UNet with random weights, shrunken. Each job runs in a process of its own. peak_bytes: what its resident set (Linux)
+grows by at most.
 """
 
 from __future__ import annotations
@@ -13,10 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-from study import DEVICE, counted, save
+from study import counted, save
 
 # isort: split
-import comfy.model_management
 import comfy.samplers
 import torch
 from annealing_guidance_pack.models.scale_model import ScaleInfo
@@ -32,10 +30,10 @@ GRID = 20
 
 
 class Jobs:
-    """The model on its device, and what is done with it to `batch` rows at once."""
+    """What is done with the model, `batch` rows at once."""
 
     def __init__(self, batch: int) -> None:
-        self.batch, (model, self.size) = batch, random_sdxl(DEVICE == "cuda")
+        self.batch, (model, self.size) = batch, random_sdxl(cuda=False)
         self.weights = sum(p.numel() * p.element_size() for p in model.model.parameters())
         self.model, self.rows = counted(model)
 
@@ -61,34 +59,22 @@ class Jobs:
     def reference(self) -> None:
         """One step of the reference trainer."""
         network = learner(ScaleInfo("", "epsilon", 4 * self.size**2, GRID, "", "", "", ""), NetworkConfig())
-        network.to(comfy.model_management.get_torch_device())
         trainer = ReferenceTrainer(self.model, random_prompt(0), network, balanced=False)
         pictures = [self.picture(i) for i in range(self.batch)]
         trainer.step(draw(self.model, GRID, pictures, torch.Generator().manual_seed(0)))
 
     def measured(self, name: str) -> dict:
-        """A job's cost, on a GPU of its second time: the first one warms up."""
-        job = getattr(self, name)
-        if DEVICE == "cuda":
-            job()
-            self.rows.clear()
-        before, began = self.memory(start=True), time.perf_counter()
-        job()
-        peak = self.memory() - before
-        return {"peak_bytes": peak, "weights_bytes": self.weights, "rows": sum(self.rows), "seconds": time.perf_counter() - began}
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before, began = resident("VmRSS"), time.perf_counter()
+        getattr(self, name)()
+        seconds, peak = time.perf_counter() - began, resident("VmHWM") - before
+        return {"peak_bytes": peak, "weights_bytes": self.weights, "rows": sum(self.rows), "seconds": seconds}
 
-    @staticmethod
-    def memory(start: bool = False) -> int:
-        """Bytes in use now, from where on the peak is watched, or at this peak."""
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-            if start:
-                torch.cuda.reset_peak_memory_stats()
-            return torch.cuda.max_memory_allocated()
-        if start:
-            Path("/proc/self/clear_refs").write_text("5")
-        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        return int(lines["VmRSS" if start else "VmHWM"].split()[0]) * 1024
+
+def resident(key: str) -> int:
+    """Bytes of this process."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[key].split()[0]) * 1024
 
 
 def main() -> None:
@@ -99,10 +85,10 @@ def main() -> None:
     rows = {}
     for batch in BATCHES:
         for name in ("sampling", "profile", "reference"):
-            command = [sys.executable, __file__, "--device", DEVICE, "--job", name, str(batch)]
+            command = [sys.executable, __file__, "--job", name, str(batch)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             rows[f"{name}, batch {batch}"] = json.loads(done.stdout.splitlines()[-1])
-    save(__file__, {"device": DEVICE, "jobs": rows})
+    save(__file__, {"jobs": rows})
 
 
 if __name__ == "__main__":

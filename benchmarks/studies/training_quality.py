@@ -7,6 +7,7 @@ that neither saw, with the second term times the fit's ratio. Seconds are of one
 
 from __future__ import annotations
 
+import statistics
 import time
 
 from study import VARIANTS, first_pictures, fitted, measured, save
@@ -43,35 +44,23 @@ def reference_networks(variant: str, like: ScaleNetwork):
         if step % LOOK_EVERY == 0:
             bounded = ScaleNetwork(like.info, like.config)
             bounded.load_state_dict(network.state_dict())
-            yield step, seconds, trainer.ratio.now, bounded.eval()
-
-
-class Validation:
-    """The losses of networks on pictures that none of them saw."""
-
-    def __init__(self, variant: str, ratio: float) -> None:
-        profile, _ = measured(variant, VALIDATION_PICTURES, 999, VALIDATION_SAMPLES, VALIDATION_KNOTS)
-        self.entries, self.picture = profile.entries, profile.entries.picture.unique(return_inverse=True)[1]
-        self.loss = ProfileLoss(profile.entries, profile.settings.knots, ratio)
-
-    @torch.no_grad()
-    def __call__(self, network: ScaleNetwork) -> torch.Tensor:
-        """Of each picture at each lambda: [P, 5]."""
-        at, n = (self.entries.timestep, self.entries.gap_norm), self.picture.bincount()
-        rows = [self.loss(network(*at, value), torch.full((len(self.entries),), value)) for value in LAMBDAS]
-        return torch.stack([torch.zeros(len(n)).index_add(0, self.picture, row) / n for row in rows], dim=1)
+            yield step, seconds, trainer.ratio, bounded.eval()
 
 
 def compare(variant: str) -> dict:
     began = time.process_time()
     whole, evaluations = measured(variant, max(SIZES), seed=0)
     seconds, ratio = (time.process_time() - began) / max(SIZES), loss_ratio(whole.entries, whole, FitSettings())
-    validation, results, losses = Validation(variant, ratio), {}, {}
+    validation, _ = measured(variant, VALIDATION_PICTURES, 999, VALIDATION_SAMPLES, VALIDATION_KNOTS)
+    entries, results = validation.entries, {}
+    loss = ProfileLoss(entries, validation.settings.knots, ratio)
 
     def look(name: str, network: ScaleNetwork, evaluations: float, seconds: float) -> None:
-        losses[name] = validation(network)
-        mean = losses[name].mean(0).tolist()
-        results[name] = {"evaluations": evaluations, "seconds": seconds, "losses": mean, "mean": sum(mean) / len(mean)}
+        with torch.no_grad():
+            scales = {value: network(entries.timestep, entries.gap_norm, value) for value in LAMBDAS}
+        losses = [float(loss(scale, torch.full_like(scale, value)).mean()) for value, scale in scales.items()]
+        mean = statistics.mean(losses)
+        results[name] = {"evaluations": evaluations, "seconds": seconds, "losses": losses, "mean": mean}
 
     for size in SIZES:
         began = time.process_time()
@@ -80,16 +69,7 @@ def compare(variant: str) -> dict:
     looks = list(reference_networks(variant, network))
     for step, spent, _, learned in looks:
         look(f"reference, step {step}", learned, step * ACCUMULATION * ROWS_PER_SAMPLE, spent)
-    comparisons = {}
-    for size in SIZES:
-        equal = round(size * evaluations / ACCUMULATION / ROWS_PER_SAMPLE / LOOK_EVERY) * LOOK_EVERY
-        for times in (1, 10):
-            if (other := f"reference, step {equal * times}") in losses:
-                difference = losses[f"profile of {size}"] - losses[other]
-                error = difference.std(0) / len(difference) ** 0.5
-                row = {"difference": difference.mean(0).tolist(), "standard_error": error.tolist()}
-                comparisons[f"{size} pictures, evaluations x {times}"] = row
-    return {"ratio": ratio, "reference_ratio": looks[-1][2], "networks": results, "comparisons": comparisons}
+    return {"ratio": ratio, "reference_ratio": looks[-1][2], "networks": results}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from annealing_guidance_pack.training.fit import ProfileLoss
 from annealing_guidance_pack.training.measure import measure_picture
 from annealing_guidance_pack.training.profile import Entries, Profile, ProfileSettings, steps_of_grid
 from annealing_guidance_pack.training.training_grid import training_grid
-from reference_trainer import ReferenceTrainer, RunningRatio, Samples
+from reference_trainer import ReferenceTrainer, Samples
 
 PICTURES, SAMPLES = 12, 4
 RATIO = {"epsilon": 1.0, "velocity": 20.0}  # as large as the balanced loss of the flow model makes it
@@ -121,11 +121,10 @@ def test_it_learns_and_leaves_the_model_alone(measured):
     assert all(parameter.grad is None for parameter in model.model.parameters())
 
 
-def test_the_running_ratio_follows_the_terms_and_is_capped():
-    ratio = RunningRatio(balanced=True)
-    torch.testing.assert_close(ratio(torch.tensor([3.0]), torch.tensor([2.0])), torch.tensor([1.5]))  # no memory of a start at 0
-    values = ratio(torch.full((20_000,), 4.0), torch.full((20_000,), 2.0))
-    assert values[-1] == pytest.approx(2.0) and values.diff().min() >= 0
-    assert ratio(torch.full((20_000,), 1.0), torch.full((20_000,), 1e-9))[-1] == 1e4
-    unbalanced = RunningRatio(balanced=False)
-    assert unbalanced(torch.tensor([5.0]), torch.tensor([1.0])) == 1.0
+def test_the_ratio_is_that_of_the_terms_running_means(measured):
+    model, negative, profile, samples = measured
+    trainer = ReferenceTrainer(model, negative, scale_network(profile), balanced=True)
+    with torch.no_grad():
+        first, second = reference_trainer.terms(model, trainer.network, samples, negative).mean(1)
+    trainer.step(samples)
+    assert trainer.ratio == pytest.approx(float(first / second), rel=1e-4)  # no memory of a start at 0
