@@ -24,8 +24,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own log
-
 from common import RESULTS, ROOT, load_hosts, write_results
 
 if __name__ == "__main__":
@@ -39,7 +37,7 @@ from annealing_guidance_pack.guidance.patch import patch_model
 from annealing_guidance_pack.guidance.run import Guidance
 from common.demo import Demo
 from common.sdxl import random_prompt, random_sdxl
-from common.stand_in import StandIn, chart, on_cuda, operations, peak_memory, wait
+from common.stand_in import StandIn, Watched, chart, on_cuda, wait
 from common.turns import in_turns, rounded, with_interval
 
 LATENTS = {"1x4x128x128": (1, 4, 128, 128), "4x16x128x128": (4, 16, 128, 128), "video 1x16x21x60x104": (1, 16, 21, 60, 104)}
@@ -62,19 +60,14 @@ def step_row(shape: tuple[int, ...], way: str, seconds: float) -> dict[str, floa
 
     def measure(*steps) -> None:
         times = in_turns(tuple(lambda step=step: step(next(turns) // 2) for step in steps), seconds, wait)
-        counted = []
-        for step in steps:
-            before = stand_in.predictions
-            step(0)
-            predictions = stand_in.predictions - before
-            counted.append((predictions, peak_memory(lambda step=step: step(1)), operations(lambda step=step: step(1))))
-        (cfg_predictions, cfg_peak, cfg_operations), (predictions, peak, done) = counted
+        before = stand_in.predictions
+        cfg, ours = (Watched(lambda step=step: step(1)) for step in steps)
         row.update(
             **with_interval("added_ms", 1e3 * (times[:, 1, 0] - times[:, 0, 0])),
             cfg_ms=rounded(1e3 * numpy.median(times[:, 0, 0])),
-            predictions=predictions / cfg_predictions,
-            added_operations=done - cfg_operations,
-            added_peak_bytes=peak - cfg_peak,
+            predictions=stand_in.predictions - before - 1,  # CFG's one
+            added_operations=ours.operations - cfg.operations,
+            added_peak_bytes=ours.peak_bytes - cfg.peak_bytes,
             latent_bytes=stand_in.noise.nbytes,
             trace_bytes_per_step=sum(value.nbytes for value in guider.trace.latest.calls[-1][:-1]),
         )

@@ -6,11 +6,9 @@ same two tensors at every call, so that what is left of a step is the guider's o
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
+import weakref
+from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import comfy.k_diffusion.sampling
 import comfy.model_management
@@ -91,7 +89,7 @@ class StandIn:
 
 
 def on_cuda() -> bool:
-    """Whether ComfyUI computes on a GPU of CUDA's or ROCm's kind, whose memory PyTorch can count."""
+    """Whether ComfyUI computes on a GPU of CUDA's or ROCm's kind."""
     return comfy.model_management.get_torch_device().type == "cuda"
 
 
@@ -101,50 +99,39 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-class Operations(TorchDispatchMode):
-    """Counts the operations that give the device something to do, each at least a kernel: views and no-ops are none."""
+class Watched(TorchDispatchMode):
+    """What a job makes the device do: its operations, and the most bytes that tensors it has made hold at once.
 
-    count = 0
+    Each operation is at least a kernel: views and no-ops are none.
+    """
+
+    def __init__(self, job: Callable[[], object]) -> None:
+        super().__init__()
+        self.operations = self.peak_bytes = self.bytes = 0
+        self.users: Counter[int] = Counter()  # tensors of each memory that is new
+        with self:
+            job()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        self.count += bool(self._memory_of(result) - self._memory_of(args))
+        given = {memory.data_ptr() for _, memory in self._memory_of(args)}
+        made = [(tensor, memory) for tensor, memory in self._memory_of(result) if memory.nbytes()]
+        self.operations += any(memory.data_ptr() not in given for _, memory in made)
+        for tensor, memory in made:
+            place, size = memory.data_ptr(), memory.nbytes()
+            if place in self.users or place not in given:
+                self.bytes += 0 if self.users[place] else size
+                self.users[place] += 1
+                weakref.finalize(tensor, self._release, place, size)
+        self.peak_bytes = max(self.peak_bytes, self.bytes)
         return result
 
+    def _release(self, place: int, size: int) -> None:
+        self.users[place] -= 1
+        if not self.users[place]:
+            del self.users[place]
+            self.bytes -= size
+
     @staticmethod
-    def _memory_of(values) -> set[int]:
-        return {leaf.untyped_storage().data_ptr() for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)}
-
-
-def operations(job: Callable[[], object]) -> int:
-    """How many a job does."""
-    with Operations() as counted:
-        job()
-    return counted.count
-
-
-def peak_memory(job: Callable[[], object]) -> int:
-    """Bytes that a job needs at most beyond those in use before it, by PyTorch's allocators."""
-    if on_cuda():
-        wait()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        job()
-        wait()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(profile_memory=True) as profile:
-        job()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "trace.json")
-        profile.export_chrome_trace(os.fspath(path))
-        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    sizes: dict[int, int] = {}
-    most = 0
-    for event in sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"]):
-        address, size = event["args"]["Addr"], int(event["args"]["Bytes"])
-        if size > 0:
-            sizes[address] = size
-        else:
-            sizes.pop(address, None)  # of a release of what was there before nothing is counted
-        most = max(most, sum(sizes.values()))
-    return most
+    def _memory_of(values) -> list[tuple]:
+        return [(leaf, leaf.untyped_storage()) for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]

@@ -16,7 +16,6 @@ from common import PACK, load_hosts, write_results
 if PACK not in sys.modules:
     load_hosts()
 
-import comfy.patcher_extension
 import torch
 from annealing_guidance_pack.shapes.loader import load_shapes
 from annealing_guidance_pack.training.bundled_scales import training_pictures
@@ -39,17 +38,11 @@ def save(script: str, results: dict) -> None:
     write_results(results, Path(script).with_suffix(".json"))
 
 
-def counted(model) -> tuple:
-    """(a clone of a MODEL, a list of the rows of each of its evaluations, which grows)."""
+def counted(model) -> list[int]:
+    """The rows of each of a MODEL's evaluations from now on: a list that grows."""
     rows: list[int] = []
-
-    def count(executor, inner_model, conditions, x, *args):
-        rows.append(len(conditions) * len(x))
-        return executor(inner_model, conditions, x, *args)
-
-    model = model.clone()
-    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "counted", count)
-    return model, rows
+    model.model.diffusion_model.register_forward_pre_hook(lambda network, args: rows.append(len(args[0])))
+    return rows
 
 
 def measured(variant: str, count: int, seed: int, samples: int = 4, knots: int = 9, grid=None, pictures=None) -> tuple:
@@ -60,7 +53,7 @@ def measured(variant: str, count: int, seed: int, samples: int = 4, knots: int =
     model, clip, vae = load_shapes(variant)
     settings = ProfileSettings(grid or own_grid(model), samples, spread_knots(0.0, LARGEST_SCALE, knots), seed=seed)
     chosen = pictures(model, clip, vae) if pictures else training_pictures(clip, vae, count, seed)
-    model, rows = counted(model)
+    rows = counted(model)  # from here on: the model may have made the pictures
     return measure(model, chosen, encode(clip, ""), settings), sum(rows) / len(chosen)
 
 

@@ -33,9 +33,9 @@ class Jobs:
     """What is done with the model, `batch` rows at once."""
 
     def __init__(self, batch: int) -> None:
-        self.batch, (model, self.size) = batch, random_sdxl(cuda=False)
-        self.weights = sum(p.numel() * p.element_size() for p in model.model.parameters())
-        self.model, self.rows = counted(model)
+        self.batch, (self.model, self.size) = batch, random_sdxl(cuda=False)
+        self.weights = sum(p.numel() * p.element_size() for p in self.model.model.parameters())
+        self.rows = counted(self.model)
 
     def picture(self, seed: int) -> Picture:
         latent = torch.randn(4, self.size, self.size, generator=torch.Generator().manual_seed(seed))
