@@ -1,6 +1,6 @@
 """What annealing guidance costs beside CFG: time, memory and operations of a step, whole pictures, and ComfyUI's start.
 
-    python tools/dev.py bench cost [--seconds 8] [--device cuda] [--authors PATH]
+    python tools/dev.py bench cost [--seconds 8] [--authors PATH]
 
 Each figure is a comparison of two jobs that take turns in one process, with a 95% interval: the machine may be busy. The parts:
 
@@ -8,8 +8,7 @@ Each figure is a comparison of two jobs that take turns in one process, with a 9
               guidance's own work is left: added time, operations and peak memory, and the trace that a step leaves behind.
               --authors: against their module in a checkout of their repository, on the same pair of predictions; from them to
               the guided prediction in both cases.
-    pictures  ten steps by KSampler, CFG against the model patch: on Shapes, and on an SDXL UNet with random weights (its real
-              size with --device cuda, shrunken on the CPU).
+    pictures  ten steps by KSampler, CFG against the model patch: on Shapes, and on a shrunken SDXL UNet with random weights.
     import    what the pack adds to ComfyUI's start, in fresh processes, after ComfyUI and its own extra nodes.
 """
 
@@ -27,7 +26,7 @@ from pathlib import Path
 from common import RESULTS, ROOT, load_hosts, write_results
 
 if __name__ == "__main__":
-    load_hosts(cpu="cuda" not in sys.argv)
+    load_hosts()
 
 import comfy.utils
 import nodes
@@ -36,8 +35,8 @@ import torch
 from annealing_guidance_pack.guidance.patch import patch_model
 from annealing_guidance_pack.guidance.run import Guidance
 from common.demo import Demo
-from common.sdxl import random_prompt, random_sdxl
-from common.stand_in import StandIn, Watched, chart, on_cuda, wait
+from common.sdxl import SIZE, random_prompt, random_sdxl
+from common.stand_in import StandIn, Watched, chart
 from common.turns import in_turns, rounded, with_interval
 
 LATENTS = {"1x4x128x128": (1, 4, 128, 128), "4x16x128x128": (4, 16, 128, 128), "video 1x16x21x60x104": (1, 16, 21, 60, 104)}
@@ -59,7 +58,7 @@ def step_row(shape: tuple[int, ...], way: str, seconds: float) -> dict[str, floa
     turns, guider = iter(range(10**9)), stand_in.annealing(**settings)
 
     def measure(*steps) -> None:
-        times = in_turns(tuple(lambda step=step: step(next(turns) // 2) for step in steps), seconds, wait)
+        times = in_turns(tuple(lambda step=step: step(next(turns) // 2) for step in steps), seconds)
         before = stand_in.predictions
         cfg, ours = (Watched(lambda step=step: step(1)) for step in steps)
         row.update(
@@ -83,13 +82,13 @@ def authors_row(path: Path, way: str, seconds: float) -> dict[str, float]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     stand_in, row = StandIn(LATENTS["1x4x128x128"]), {}
-    theirs = module.ScalarMLP(hidden_size=128, output_size=1, n_layers=3).to(stand_in.device).requires_grad_(False)
-    timestep, knob = (torch.tensor(value, device=stand_in.device) for value in (500, 0.4))
+    theirs = module.ScalarMLP(hidden_size=128, output_size=1, n_layers=3).requires_grad_(False)
+    timestep, knob = (torch.tensor(value) for value in (500, 0.4))
     cond, uncond = stand_in.cond, stand_in.uncond
 
     def measure(ours) -> None:
         jobs = lambda: uncond + theirs(timestep, knob, uncond, cond) * (cond - uncond), lambda: ours(1)
-        times = in_turns(jobs, seconds, wait)[:, :, 0]
+        times = in_turns(jobs, seconds)[:, :, 0]
         row.update(with_interval("ratio", times[:, 1] / times[:, 0]), their_ms=rounded(1e3 * numpy.median(times[:, 0])))
 
     settings, sampler = WAYS[way]
@@ -110,7 +109,7 @@ def picture_row(model, positive: list, negative: list, scale, shape: tuple[int, 
     settings = PICTURE_STEPS, CFG, "euler", "normal", positive, negative, latent
     with torch.inference_mode():
         ours, cfg = (lambda model=model: nodes.common_ksampler(model, 0, *settings) for model in (patched, model))
-        times = in_turns((ours, cfg), seconds, wait)
+        times = in_turns((ours, cfg), seconds)
     ratio, cpu_ratio = (times[:, 1] / times[:, 0]).T
     cfg_step = 1e3 * numpy.median(times[:, 1, 0]) / PICTURE_STEPS
     return with_interval("ratio", ratio) | with_interval("cpu_ratio", cpu_ratio) | {"cfg_step_ms": rounded(cfg_step)}
@@ -122,10 +121,9 @@ def measure_pictures(options: argparse.Namespace) -> dict[str, dict]:
         demo, shape = Demo("epsilon", batch), (batch, 4, 16, 16)
         row = picture_row(demo.model, [[demo.positive, {}]], demo.negative, demo.scale, shape, seconds)
         rows[f"Shapes epsilon, batch {batch}, KSampler"] = row
-    model, size = random_sdxl(on_cuda())
-    shape = (1, 4, size, size)
-    row = picture_row(model, random_prompt(1), random_prompt(0), StandIn(shape).scale, shape, seconds)
-    rows[f"{'' if on_cuda() else 'shrunken '}SDXL UNet, batch 1, KSampler"] = row
+    prompts, shape = (random_prompt(1), random_prompt(0)), (1, 4, SIZE, SIZE)
+    row = picture_row(random_sdxl(), *prompts, StandIn(shape).scale, shape, seconds)
+    rows["shrunken SDXL UNet, batch 1, KSampler"] = row
     return rows
 
 
@@ -133,10 +131,10 @@ def measure_pictures(options: argparse.Namespace) -> dict[str, dict]:
 START = """
 import asyncio, json, sys, time
 from pathlib import Path
-tools, comfyui, root, bytecode = sys.argv[1:5]
+tools, comfyui, root, bytecode = sys.argv[1:]
 sys.path.insert(0, tools)
 from devkit.in_process import import_comfyui
-import_comfyui(Path(comfyui), cpu="cuda" not in sys.argv)
+import_comfyui(Path(comfyui), cpu=True)
 import execution, nodes, server
 asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
 sys.dont_write_bytecode, sys.pycache_prefix = False, bytecode
@@ -146,12 +144,12 @@ print(json.dumps([1e3 * (time.perf_counter() - began), sorted(set(sys.modules) -
 """
 
 
-def one_start(device: str, bytecode: str) -> tuple[float, set[str]]:
+def one_start(bytecode: str) -> tuple[float, set[str]]:
     """Of a fresh process: milliseconds that the pack took to load, and the modules that only it brought.
 
     bytecode: the folder for Python's compiled modules of the pack, which the first start fills, as a user's first start does.
     """
-    arguments = [str(ROOT / "tools"), os.environ["COMFYUI_PATH"], str(ROOT), bytecode, device]
+    arguments = [str(ROOT / "tools"), os.environ["COMFYUI_PATH"], str(ROOT), bytecode]
     done = subprocess.run([sys.executable, "-c", START, *arguments], stdout=subprocess.PIPE, text=True, check=True)
     milliseconds, modules = json.loads(done.stdout.splitlines()[-1])
     return milliseconds, set(modules)
@@ -159,26 +157,24 @@ def one_start(device: str, bytecode: str) -> tuple[float, set[str]]:
 
 def measure_import(options: argparse.Namespace) -> dict[str, dict]:
     with tempfile.TemporaryDirectory() as bytecode:
-        first, *starts = (one_start(options.device, bytecode)[0] for _ in range(1 + STARTS))
+        first, *starts = (one_start(bytecode)[0] for _ in range(1 + STARTS))
     return {"ComfyUI's start": with_interval("load_ms", starts) | {"first_load_ms": rounded(first)}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each row; pictures get 8 times as long")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--authors", type=Path, help="a checkout of the authors' repository, to compare with their module")
     parser.add_argument("--output", type=Path, default=RESULTS / "cost.json")
     options = parser.parse_args()
     comfy.utils.PROGRESS_BAR_ENABLED = False
-    if options.device == "cpu":
-        torch.set_num_threads(1)  # more threads wait for each other at such sizes
+    torch.set_num_threads(1)  # more threads wait for each other at such sizes
     results = {}
     for part, measure in {"step": measure_step, "pictures": measure_pictures, "import": measure_import}.items():
         results[part] = measure(options)
         for name, row in results[part].items():
             print(f"{part}: {name}: {json.dumps(row)}", flush=True)
-    write_results(results, options.output, options.device)
+    write_results(results, options.output)
 
 
 if __name__ == "__main__":

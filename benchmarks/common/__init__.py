@@ -13,14 +13,10 @@ from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests" / "support")]
-from devkit.in_process import PACK, import_both, import_pack  # noqa: E402, F401
+from devkit.in_process import PACK, import_pack  # noqa: E402, F401
+from devkit.in_process import import_both as load_hosts  # noqa: E402, F401
 
 RESULTS = ROOT / "benchmarks" / "results"
-
-
-def load_hosts(cpu: bool = True) -> None:
-    """Make the ComfyUI of COMFYUI_PATH and the pack importable; before anything else."""
-    import_both(cpu)
 
 
 def pack_module(name: str) -> ModuleType:

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable
 
 import comfy.k_diffusion.sampling
-import comfy.model_management
 import comfy.samplers
 import torch
 from annealing_guidance_pack.guidance.guider import AnnealingCFGGuider
@@ -33,16 +32,15 @@ def chart() -> LiveChart:
 
 
 class StandIn:
-    """Latents, their two predictions, and a schedule of 50 steps of an epsilon model, on ComfyUI's device."""
+    """Latents, their two predictions, and a schedule of 50 steps of an epsilon model."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        self.device = comfy.model_management.get_torch_device()
         generator = torch.Generator().manual_seed(0)
         # A gap of the norm that a latent of SDXL's has in the middle of a run: 0.02 per value.
-        self.noise, cond, gap = (torch.randn(shape, generator=generator).to(self.device) for _ in range(3))
+        self.noise, cond, gap = (torch.randn(shape, generator=generator) for _ in range(3))
         self.cond, self.uncond = cond, cond + 0.02 * gap
         self.schedule = comfy.k_diffusion.sampling.get_sigmas_karras(STEPS, LAST_SIGMA, FIRST_SIGMA)
-        self.sigmas = [sigma.to(self.device).repeat(shape[0]) for sigma in self.schedule[:-1]]
+        self.sigmas = [sigma.repeat(shape[0]) for sigma in self.schedule[:-1]]
         self.scale = made_up_network(config=NetworkConfig())  # the authors' sizes, random weights: the time is the same
         self.predictions = 0
 
@@ -78,8 +76,6 @@ class StandIn:
     def _model(self):
         """A model of its own for each guider, since their runs overlap."""
         model = closed_form_model()
-        model.model.to(self.device)
-        model.load_device = self.device
         model.model_options["sampler_calc_cond_batch_function"] = self._predict
         return model
 
@@ -88,19 +84,8 @@ class StandIn:
         return [self.cond, self.uncond]
 
 
-def on_cuda() -> bool:
-    """Whether ComfyUI computes on a GPU of CUDA's or ROCm's kind."""
-    return comfy.model_management.get_torch_device().type == "cuda"
-
-
-def wait() -> None:
-    """For the device."""
-    if on_cuda():
-        torch.cuda.synchronize()
-
-
 class Watched(TorchDispatchMode):
-    """What a job makes the device do: its operations, and the most bytes that tensors it has made hold at once.
+    """What a job does: its operations, and the most bytes that tensors it has made hold at once.
 
     Each operation is at least a kernel: views and no-ops are none.
     """

@@ -10,14 +10,13 @@ import numpy
 RESAMPLES, FEWEST_PAIRS = 2000, 5
 
 
-def in_turns(jobs: tuple[Callable, Callable], seconds: float, finish: Callable[[], object]) -> numpy.ndarray:
+def in_turns(jobs: tuple[Callable, Callable], seconds: float) -> numpy.ndarray:
     """Seconds [pairs, job, by the clock or of this process's CPU time] of both in turns, each going first in every other pair.
 
-    Once each before it, to warm up. finish: waits for the device; counts as a part of each.
+    Once each before it, to warm up.
     """
     for job in jobs:
         job()
-        finish()
     pairs: list[list] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(pairs) < FEWEST_PAIRS:
@@ -25,7 +24,6 @@ def in_turns(jobs: tuple[Callable, Callable], seconds: float, finish: Callable[[
         for i in (0, 1) if len(pairs) % 2 else (1, 0):
             began, began_cpu = time.perf_counter(), time.process_time()
             jobs[i]()
-            finish()
             pair[i] = time.perf_counter() - began, time.process_time() - began_cpu
         pairs.append(pair)
     return numpy.array(pairs)

@@ -6,9 +6,7 @@ grows by at most.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import multiprocessing
 import time
 from pathlib import Path
 
@@ -22,53 +20,39 @@ from annealing_guidance_pack.models.scale_network import NetworkConfig
 from annealing_guidance_pack.training.measure import measure_picture
 from annealing_guidance_pack.training.pictures import Picture
 from annealing_guidance_pack.training.profile import ProfileSettings
-from common.sdxl import random_prompt, random_sdxl
+from common.sdxl import SIZE, random_prompt, random_sdxl
 from reference_trainer import ReferenceTrainer, draw, learner
 
 BATCHES = 1, 4
 GRID = 20
 
 
-class Jobs:
-    """What is done with the model, `batch` rows at once."""
+def picture(seed: int) -> Picture:
+    latent = torch.randn(4, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+    return Picture(seed, lambda: (latent, random_prompt(seed)))
 
-    def __init__(self, batch: int) -> None:
-        self.batch, (self.model, self.size) = batch, random_sdxl(cuda=False)
-        self.weights = sum(p.numel() * p.element_size() for p in self.model.model.parameters())
-        self.rows = counted(self.model)
 
-    def picture(self, seed: int) -> Picture:
-        latent = torch.randn(4, self.size, self.size, generator=torch.Generator().manual_seed(seed))
-        return Picture(seed, lambda: (latent, random_prompt(seed)))
+def sampling(model, batch: int) -> None:
+    """Ten steps of ComfyUI's own sampling with CFG: as many calls as the profile's."""
+    guider, shape = comfy.samplers.CFGGuider(model), (batch, 4, SIZE, SIZE)
+    guider.set_conds(random_prompt(1), random_prompt(0))
+    guider.set_cfg(5.0)
+    euler, sigmas = comfy.samplers.sampler_object("euler"), torch.linspace(10.0, 1.0, 11)
+    with torch.inference_mode():
+        guider.sample(torch.randn(shape), torch.zeros(shape), euler, sigmas, disable_pbar=True, seed=0)
 
-    def sampling(self) -> None:
-        """Ten steps of ComfyUI's own sampling with CFG: as many calls as the profile's."""
-        guider, shape = comfy.samplers.CFGGuider(self.model), (self.batch, 4, self.size, self.size)
-        guider.set_conds(random_prompt(1), random_prompt(0))
-        guider.set_cfg(5.0)
-        euler, sigmas = comfy.samplers.sampler_object("euler"), torch.linspace(10.0, 1.0, 11)
-        with torch.inference_mode():
-            guider.sample(torch.randn(shape), torch.zeros(shape), euler, sigmas, disable_pbar=True, seed=0)
 
-    def profile(self) -> None:
-        """The entries of one picture."""
-        with torch.inference_mode():
-            settings = ProfileSettings(GRID, samples=self.batch)
-            measure_picture(self.model, self.picture(1), random_prompt(0), settings, self.batch)
+def profile(model, batch: int) -> None:
+    """The entries of one picture."""
+    with torch.inference_mode():
+        measure_picture(model, picture(1), random_prompt(0), ProfileSettings(GRID, samples=batch), batch)
 
-    def reference(self) -> None:
-        """One step of the reference trainer."""
-        network = learner(ScaleInfo("", "epsilon", 4 * self.size**2, GRID, "", "", "", ""), NetworkConfig())
-        trainer = ReferenceTrainer(self.model, random_prompt(0), network, balanced=False)
-        pictures = [self.picture(i) for i in range(self.batch)]
-        trainer.step(draw(self.model, GRID, pictures, torch.Generator().manual_seed(0)))
 
-    def measured(self, name: str) -> dict:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before, began = resident("VmRSS"), time.perf_counter()
-        getattr(self, name)()
-        seconds, peak = time.perf_counter() - began, resident("VmHWM") - before
-        return {"peak_bytes": peak, "weights_bytes": self.weights, "rows": sum(self.rows), "seconds": seconds}
+def reference(model, batch: int) -> None:
+    """One step of the reference trainer."""
+    network = learner(ScaleInfo("", "epsilon", 4 * SIZE**2, GRID, "", "", "", ""), NetworkConfig())
+    trainer = ReferenceTrainer(model, random_prompt(0), network, balanced=False)
+    trainer.step(draw(model, GRID, [picture(i) for i in range(batch)], torch.Generator().manual_seed(0)))
 
 
 def resident(key: str) -> int:
@@ -77,17 +61,20 @@ def resident(key: str) -> int:
     return int(lines[key].split()[0]) * 1024
 
 
+def measured(job, batch: int) -> dict:
+    model = random_sdxl()
+    weights, rows = sum(p.numel() * p.element_size() for p in model.model.parameters()), counted(model)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before, began = resident("VmRSS"), time.perf_counter()
+    job(model, batch)
+    seconds, peak = time.perf_counter() - began, resident("VmHWM") - before
+    return {"peak_bytes": peak, "weights_bytes": weights, "rows": sum(rows), "seconds": seconds}
+
+
 def main() -> None:
-    if "--job" in sys.argv:
-        name, batch = sys.argv[-2:]
-        print(json.dumps(Jobs(int(batch)).measured(name)))
-        return
-    rows = {}
-    for batch in BATCHES:
-        for name in ("sampling", "profile", "reference"):
-            command = [sys.executable, __file__, "--job", name, str(batch)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            rows[f"{name}, batch {batch}"] = json.loads(done.stdout.splitlines()[-1])
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as fresh:
+        jobs = [(job, batch) for batch in BATCHES for job in (sampling, profile, reference)]
+        rows = {f"{job.__name__}, batch {batch}": fresh.apply(measured, (job, batch)) for job, batch in jobs}
     save(__file__, {"jobs": rows})
 
 

@@ -33,7 +33,7 @@ def test_a_step_costs_time_and_operations_but_no_predictions_and_keeps_only_its_
 @pytest.mark.slow
 def test_the_start_brings_no_modules_but_the_packs_own_and_pythons(tmp_path):
     """Nothing heavy (matplotlib, say) before it is needed. That ComfyUI has read the pack at all, the start itself asserts."""
-    _, modules = cost.one_start("cpu", str(tmp_path))
+    _, modules = cost.one_start(str(tmp_path))
     own = {name for name in modules if name.startswith(str(cost.ROOT).replace(".", "_x_"))}  # what ComfyUI calls the pack
     assert {name.partition(".")[0] for name in modules - own} <= sys.stdlib_module_names
     assert len(own) > 20
@@ -65,7 +65,7 @@ def test_memory_is_the_most_at_once():
 
 def test_each_goes_first_in_every_other_pair():
     order = []
-    times = turns.in_turns((lambda: order.append(0), lambda: order.append(1)), 0.0, lambda: None)
+    times = turns.in_turns((lambda: order.append(0), lambda: order.append(1)), 0.0)
     assert times.shape == (turns.FEWEST_PAIRS, 2, 2) and (times >= 0).all()
     assert order == [0, 1, *[1, 0, 0, 1] * (turns.FEWEST_PAIRS // 2), 1, 0]
 
