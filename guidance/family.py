@@ -123,7 +123,7 @@ def default_scale_name(model_patcher: ModelPatcher) -> str:
     elif path != "ve":
         why = "SDXL has one for its own epsilon or v-prediction, and a ModelSampling node has made this a flow model"
     elif isinstance(sampling, comfy.model_sampling.EDM):
-        why = "it has SDXL's network, but was trained anew on other latents and noise levels (EDM), where SDXL's scale is wrong"
+        why = "it has SDXL's network, but was trained again on other latents and noise levels (EDM), where SDXL's scale is wrong"
     else:
         return catalogue.OFFICIAL_SDXL.name
     raise NoScaleError(

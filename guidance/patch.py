@@ -101,8 +101,8 @@ def _require_cfg(guider: comfy.samplers.CFGGuider) -> None:
     if not _predicts_by_cfg(guider):
         raise AnnealingError(
             f"The Annealing Guidance patch takes the place of CFG, but this guider ({name}) guides in a way of its own, which "
-            "the patch would undo: its own class says how, or another node pack has replaced ComfyUI's CFG. Use KSampler or "
-            "CFGGuider without that pack, or remove the patch."
+            "the patch would undo: the guider is not ComfyUI's CFGGuider, or another node pack has replaced ComfyUI's CFG. Use "
+            "KSampler or CFGGuider without that pack, or remove the patch."
         )
 
 

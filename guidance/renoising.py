@@ -27,13 +27,13 @@ def advice(renoise: Renoise, facts: SamplerFacts, model_sampling: ModelSampling)
     sentences = []
     if renoise == "null" and not facts.uncond_share:
         sentences.append(
-            f'renoise is "null", but the sampler {facts.name} does not renoise with the unconditional prediction: what it is '
-            'handed is then almost no guidance. Choose "auto", or the Annealing Sampler.'
+            f'renoise is "null", but the sampler {facts.name} does not renoise with the unconditional prediction, so there is '
+            'almost no guidance. Choose "auto", or the Annealing Sampler.'
         )
     if renoise == "folded" and facts.uncond_share:
         sentences.append(
-            f'renoise is "folded", but the sampler {facts.name} renoises with the unconditional prediction: the guidance counts '
-            'twice and pictures may burn. Choose "auto".'
+            f'renoise is "folded", but the sampler {facts.name} renoises with the unconditional prediction, so guidance is far '
+            'too strong and pictures may over-saturate. Choose "auto".'
         )
     if facts.name in WRONG_ON_FLOW and coordinates.keeps_signal_scaled(model_sampling):
         sentences.append(

@@ -88,8 +88,8 @@ class RunTrace:
         if not gaps.isfinite().all():
             broken = sorted({i + 1 for call in self.calls for i in (~call.gap_norm.isfinite()).nonzero().flatten().tolist()})
             sentences.append(
-                f"The model's prediction was not a finite number in sample {', '.join(map(str, broken))} of the batch, and "
-                "neither will its picture be. The other samples are not affected."
+                f"The model predicted NaN or infinity in sample {', '.join(map(str, broken))} of the batch, so its picture is "
+                "broken. The other samples are not affected."
             )
         return sentences
 

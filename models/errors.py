@@ -44,7 +44,7 @@ def in_words(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the server's certificate is not trusted ({error.verify_message})"
     if isinstance(error, ssl.SSLError):
-        return "no secure connection came about"
+        return "no secure connection could be made"
     if isinstance(error, TimeoutError):
         return "it timed out"
     if isinstance(error, UnicodeError):

@@ -59,5 +59,5 @@ def free_path(prefix: Path) -> Path:
             except FileExistsError:
                 continue
     except OSError as error:
-        raise AnnealingError(f"No file can be made in {prefix.parent}: {in_words(error)}. Choose another name.") from error
+        raise AnnealingError(f"No file can be created in {prefix.parent}: {in_words(error)}. Choose another name.") from error
     raise AssertionError("itertools.count has no end")

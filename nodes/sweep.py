@@ -101,7 +101,7 @@ class AnnealingSweep(io.ComfyNode):
             raise AnnealingError("lambdas is empty, so there is nothing to compare. Write a few, for example 0, 0.4, 0.8.")
         if not isinstance(latent_image["samples"], torch.Tensor):
             raise AnnealingError(
-                "The latent holds several parts (video with sound): they can't be laid side by side as pictures."
+                "The latent holds several parts (video with sound): they cannot be shown side by side as pictures."
             )
 
         scale_model, notes = scale_model_or_default(model, scale_model, max(strengths, default=0.0))

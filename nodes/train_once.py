@@ -110,8 +110,8 @@ class AnnealingTrainScale(io.ComfyNode):
         lines = lines_of(prompts)
         if not lines:
             raise AnnealingError(
-                "prompts is empty, and the pictures to train on are made from prompts. Write one prompt a line, or make the node "
-                "anew: it comes with a list."
+                "prompts is empty, and the pictures to train on are made from prompts. Write one prompt per line, or add the "
+                "node again: it comes with a list."
             )
         if lines == lines_of(BUNDLED_PROMPTS):
             lines = default_prompts(model)

@@ -288,7 +288,7 @@ def profile_names() -> list[str]:
 
 def _unknown_profile(name: object) -> AnnealingError:
     found = "; ".join(profile_names()) or "none yet, run Profile Guidance first"
-    return AnnealingError(f"There is no profile {str(name)[:120]!r} in {profiles_folder()}. There: {found}.")
+    return AnnealingError(f"There is no profile {str(name)[:120]!r} in {profiles_folder()}. Available: {found}.")
 
 
 NODES = [AnnealingProfiler, AnnealingProfileLoader]

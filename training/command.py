@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--shapes", choices=VARIANTS, help="the demo model")
     what = result.add_argument_group("pictures (one of the two)")
     what.add_argument("--pictures", type=Path, metavar="FOLDER", help="pictures with captions: cat.png, cat.txt")
-    what.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt a line; the model makes the pictures itself")
+    what.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt per line; the model makes the pictures itself")
     what.add_argument("--resolution", type=int, default=1024, help="side of a square of as many pixels (1024; SD 1.5: 512)")
     what.add_argument("--negative", default="", help="the negative prompt that you sample with (none)")
     what.add_argument("--zero-negative", action="store_true", help="zeros as the negative (ConditioningZeroOut): for SDXL base")

@@ -46,7 +46,7 @@ def load(options: argparse.Namespace) -> Loaded:
         return Loaded(*load_shapes(options.shapes), [(f"shapes {options.shapes}", 0)])
     for path in filter(None, [options.checkpoint, options.diffusion_model, options.vae, *options.clip]):
         if not path.is_file():
-            raise AnnealingError(f"There is no file {path}. Name the model's files with their whole paths.")
+            raise AnnealingError(f"There is no file {path}. Name the model's files with their full paths.")
     model = clip = vae = None
     if options.checkpoint:
         model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(options.checkpoint), output_vae=True, output_clip=True)
@@ -110,9 +110,9 @@ def prompted_jobs(file: Path, maker: PictureMaker, loaded: Loaded) -> list[Job]:
     try:
         prompts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise AnnealingError(f"{file} cannot be read: {in_words(error)}. Give a text file with one prompt a line.") from None
+        raise AnnealingError(f"{file} cannot be read: {in_words(error)}. Give a text file with one prompt per line.") from None
     if not prompts:
-        raise AnnealingError(f"{file} holds no prompts. Write one in each line.")
+        raise AnnealingError(f"{file} holds no prompts. Write one per line.")
     count = maker.settings.count
     return [Job(maker.identity([prompt, loaded.encoders], repeat), prompt, None) for repeat in range(count) for prompt in prompts]
 

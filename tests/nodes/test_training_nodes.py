@@ -232,7 +232,7 @@ def test_an_unknown_profile_is_refused_and_a_linked_name_is_left_to_the_run():
     profiled()
     assert AnnealingProfileLoader.validate_inputs("my_model") is True and AnnealingProfileLoader.validate_inputs() is True
     assert "no profile 'nothing'" in AnnealingProfileLoader.validate_inputs("nothing")
-    with pytest.raises(AnnealingError, match="no profile '../outside'.*There: my_model"):
+    with pytest.raises(AnnealingError, match="no profile '../outside'.*Available: my_model"):
         AnnealingProfileLoader.execute("../outside")
 
 
@@ -312,7 +312,7 @@ def test_a_fixed_scale_is_refused_and_leaves_no_file(scales_folder):
 
 def test_a_folder_that_cannot_be_written_to_is_named(scales_folder):
     scales_folder.write_text("a file where the folder should be")
-    with pytest.raises(AnnealingError, match="No file can be made"):
+    with pytest.raises(AnnealingError, match="No file can be created"):
         AnnealingScaleSave.execute(scale_model=made_up_network(), filename_prefix="mine")
 
 
