@@ -18,8 +18,8 @@ from .profile import Entries, Profile, steps_of_grid
 
 LossBalance = Literal["auto", "none", "ratio"]
 LARGEST_RATIO = 1e4  # the follow-up's cap
-CHECK_EVERY = 100  # steps between two looks at the held-out pictures
-TYPICAL_ENTRIES = 8  # fewer at a step: those of its neighbours count too
+CHECK_EVERY = 100  # steps between two checks on the held-out pictures
+TYPICAL_ENTRIES = 8  # a step with fewer entries also uses those of its neighbours
 CHECKED_LAMBDAS = tuple(k / 10 for k in range(11))
 
 
@@ -31,8 +31,8 @@ class FitSettings:
         follow-up does for flow models, where the second is far smaller. "auto": ratio for flow models, none for the others.
     gap_divisor: a number (5.0 in the paper), or "p95" for the 95th percentile of the profile's gap norms.
     hidden_width, depth: of the network. steps, batch_size, learning_rate, weight_decay: of AdamW; its rate falls to zero
-        along a cosine. held_out: share of the pictures that only the early stopping sees. patience: the fit ends after this
-        many checks (every 100 steps) without a new best.
+        along a cosine. held_out: the share of the pictures that only the early stopping uses. patience: the fit ends after
+        this many checks (every 100 steps) without a new best.
     """
 
     loss_balance: LossBalance = "auto"
@@ -50,7 +50,7 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class Check:
-    """One look during the fit: mean loss over the last steps, and over the held-out pictures and lambda 0, 0.1 .. 1."""
+    """One check during the fit: the mean loss since the last check, and on the held-out pictures at lambda 0, 0.1 .. 1."""
 
     step: int
     training_loss: float
@@ -88,7 +88,7 @@ class ProfileLoss:
     ) -> torch.Tensor:
         """(1 - lambda) first + lambda ratio second of the entries `rows`, each at its own scale and lambda: [B].
 
-        Beyond the knots' range the loss is that of the nearest knot and a rising parabola, so that the fit finds back.
+        Beyond the knots' range it is the loss at the nearest knot plus a rising parabola, which leads the fit back.
         """
         inside = scale.clamp(self.second.low, self.second.high)
         a, b, c = self.entries.first[rows].unbind(1)
@@ -110,11 +110,11 @@ def fit(
     """Fit a scale network to a profile. The same profile and settings give the same network.
 
     name, trained_on, source, licence, fingerprint: for the network's ScaleInfo. progress: called with (step, steps, history) at
-    every check; what it raises ends the fit. AnnealingError for a profile that no scale can be fitted to, or impossible settings.
+    every check; an exception from it ends the fit. AnnealingError for an unusable profile or impossible settings.
     """
     profile.require_usable()
     _require_settings(settings)
-    # ComfyUI executes nodes in inference mode, whose tensors no gradient may touch.
+    # ComfyUI executes nodes in inference mode, whose tensors cannot have gradients.
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         entries = Entries(*(tensor.clone() for tensor in vars(profile.entries).values()))
@@ -136,7 +136,7 @@ def fit(
             fingerprint=fingerprint,
         )
         config = _config(entries, profile, settings)
-        # Unbounded while it learns: a clamped scale has no gradient. The loss itself pulls it back.
+        # Unbounded while it learns, as a clamped scale has no gradient. The loss itself keeps it in range.
         learner = ScaleNetwork(info, replace(config, min_scale=-torch.inf, max_scale=torch.inf))
         history = _train(learner, training, held_out, settings, progress)
         network = ScaleNetwork(info, config)
@@ -156,10 +156,10 @@ def typical_gaps(profile: Profile) -> tuple[float, ...]:
     gaps = []
     for timestep in timesteps:
         away = profile.entries.timestep - timestep
-        nearest = away.abs() <= away.abs().kthvalue(min(TYPICAL_ENTRIES, len(away))).values + 0.5  # a step's entries all or none
+        nearest = away.abs() <= away.abs().kthvalue(min(TYPICAL_ENTRIES, len(away))).values + 0.5  # whole steps
         away, norms = away[nearest], profile.entries.gap_norm[nearest]
         centred, logs = away - away.mean(), norms.clamp(min=1e-12).log()
-        # Few entries lie to one side at the ends, so their median is moved along their own trend.
+        # At the ends all neighbours are on one side, so their median is moved along their own trend.
         trend = (centred * logs).sum() / (centred * centred).sum().clamp(min=1e-6)
         gaps.append(float(f"{(norms * torch.exp(-trend * away)).quantile(0.5):.5g}"))
     return tuple(gaps)
@@ -186,8 +186,8 @@ def _split(picture: torch.Tensor, settings: FitSettings) -> tuple[torch.Tensor, 
 def loss_ratio(entries: Entries, profile: Profile, settings: FitSettings) -> float:
     """What the second term is multiplied by.
 
-    The follow-up follows both terms' running means while the scale moves. Here they are the means over the profile at scale
-    1, where its scale begins too: then the loss stays one and the same, and held-out losses can be compared.
+    The follow-up uses running means of both terms while the scale changes. Here they are the means over the profile at scale 1,
+    where the follow-up's scale begins. So the loss does not change during the fit, and held-out losses can be compared.
     """
     balanced = settings.loss_balance == "ratio" or (settings.loss_balance == "auto" and profile.kind == "velocity")
     if not balanced:
@@ -199,7 +199,7 @@ def loss_ratio(entries: Entries, profile: Profile, settings: FitSettings) -> flo
 
 
 def _config(entries: Entries, profile: Profile, settings: FitSettings) -> NetworkConfig:
-    """Sizes, and bounds that keep the network where the profile knows something: its gap norms, its knots' range."""
+    """Sizes, and bounds that keep the network within the profile's gap norms and scales."""
     divisor = settings.gap_divisor
     return NetworkConfig(
         hidden_width=settings.hidden_width,
@@ -218,7 +218,7 @@ def _train(
     settings: FitSettings,
     progress: Progress | None,
 ) -> list[Check]:
-    """AdamW on random entries, each with a fresh lambda ~ U[0, 1] every time. Leaves the network as it was at its best check."""
+    """AdamW on random entries, each time with a new lambda ~ U[0, 1]. Restores the network of the best check."""
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     history: list[Check] = []

@@ -25,10 +25,10 @@ from .profile import Entries, ProfileSettings, steps_of_grid
 def measure_picture(
     model: ModelPatcher, picture: Picture, negative: Conditioning, settings: ProfileSettings, batch_size: int
 ) -> tuple[Entries, int]:
-    """(the entries of one picture, values in its latent). The gap norms are the latent's own. The model is left as it was found.
+    """(the entries of one picture, the number of values in its latent). The gap norms are those of this latent, not rescaled.
 
-    The numbers depend on the model, the picture, the negative and the settings alone. Where the model predicts NaN or infinity,
-    so do they.
+    The numbers depend only on the model, the picture, the negative and the settings. Where the model predicts NaN or infinity,
+    they contain NaN or infinity. The model stays unchanged.
     """
     latent, positive = picture.make()
     latent = _as_the_model_samples_it(model, latent)
@@ -52,7 +52,7 @@ def measure_picture(
 
 
 def _as_the_model_samples_it(model: ModelPatcher, latent: torch.Tensor) -> torch.Tensor:
-    """The latent [C, ...] in float32 on the CPU; a still picture as one frame for a video model."""
+    """The latent [C, ...] in float32 on the CPU; for a video model, a still picture is one frame."""
     latent = comfy.sample.fix_empty_latent_channels(model, latent.detach().float().cpu()[None])[0]
     channels = model.get_model_object("latent_format").latent_channels
     if len(latent) != channels:
@@ -65,7 +65,7 @@ def _as_the_model_samples_it(model: ModelPatcher, latent: torch.Tensor) -> torch
 
 @dataclass(frozen=True)
 class _Rows:
-    """What B entries are measured at. sigma, next_sigma: ComfyUI's, [B]; noise: [B, ...] of unit variance."""
+    """Where B entries are measured. sigma, next_sigma: ComfyUI's, [B]; noise: [B, ...] of unit variance."""
 
     timestep: torch.Tensor
     sigma: torch.Tensor
@@ -74,7 +74,7 @@ class _Rows:
 
 
 def _draw_rows(model: ModelPatcher, latent: torch.Tensor, settings: ProfileSettings, generator: torch.Generator) -> _Rows:
-    """A picture's rows: each at another step of the grid as long as there are enough, with its own noise."""
+    """A picture's rows: each at a different step of the grid if there are enough, with its own noise."""
     model_sampling = model.get_model_object("model_sampling")
     path = coordinates.path_of(model_sampling)
     nsr, next_nsr = steps_of_grid(path, settings.training_grid)
@@ -89,7 +89,7 @@ def _draw_rows(model: ModelPatcher, latent: torch.Tensor, settings: ProfileSetti
 
 
 class _Probe(comfy.samplers.Sampler):
-    """A sampler in name: it sits where samplers sit, so that ComfyUI itself loads the model and prepares the conditions."""
+    """Takes the place of a sampler, so that ComfyUI loads the model and prepares the conditions. It samples nothing."""
 
     def __init__(self, rows: _Rows, knots: tuple[float, ...], batch_size: int):
         self.rows, self.knots, self.batch_size = rows, knots, batch_size
@@ -120,7 +120,7 @@ class _Probe(comfy.samplers.Sampler):
         first = first_term(model_sampling, cond, uncond, latent_image, sigma)
 
         def gaps_after(row: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-            """The gaps after the steps of these rows with these scales: [b, values], on the CPU, where there is room for them."""
+            """The gaps after the steps of these rows with these scales: [b, values], on the CPU, which has the memory."""
             own, w = [tensor[row] for tensor in (x, cond, uncond)], per_sample(scale, x)
             guided = own[2] + w * (own[1] - own[2])
             x_next = null_renoised(model_sampling, own[0], guided, own[2], sigma[row], next_sigma[row])
@@ -140,9 +140,9 @@ class _Probe(comfy.samplers.Sampler):
 
 
 def rounding(base_model: BaseModel) -> float:
-    """Root mean square, about, of what the precision that the model computes in leaves open in a gap's values.
+    """About the root mean square of the rounding errors in a gap's values, by the precision that the model computes in.
 
-    The difference of two predictions of values near 1, each as exact as the last bit.
+    A gap is the difference of two predictions with values near 1, each exact to its last bit.
     """
     kind = base_model.manual_cast_dtype or base_model.get_dtype()
     return 2 * torch.finfo(kind).eps if kind.is_floating_point else 0.0

@@ -1,12 +1,12 @@
 """The profile: all that the fit of a scale network must know about a model.
 
-With the two predictions of a noised picture given, the scale w is one number, and the training loss of the paper
+Once the two predictions of a noised picture are known, the paper's training loss depends on one number, the scale w:
 
     (1 - lambda) mean((eps_w - eps)^2) + lambda mean(delta'^2)
 
-has a first term that is exactly quadratic in w and a second that is smooth in w: the first is kept as three coefficients, the
-second as its values at a row of scales. Flow models have velocities in the place of the noise. Needs no ComfyUI; `shards` fills
-and keeps it.
+The first term is exactly quadratic in w, so three coefficients describe it. The second is smooth in w, so a table of values
+describes it. For flow models, velocities take the place of the noise. This module needs no ComfyUI; `shards` fills and stores
+profiles.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ TrainingGrid = tuple[float, ...] | int
 
 @dataclass(frozen=True)
 class ProfileSettings:
-    """What decides the numbers of a profile.
+    """The settings that a profile's numbers depend on.
 
     training_grid: as in ScaleInfo: timesteps per step, or falling noise levels that end with 0.
-    samples: entries per picture, each at another step of the grid as long as there are enough, with its own noise.
+    samples: entries per picture, each at a different step of the grid if there are enough, with its own noise.
     knots: rising scales, above -1. The second term is tabulated from the first to the last, and the fitted scale stays between
-        them. Their number says how exactly: it is measured at about as many scales of each entry's own choice (`curve`).
-        Profiles in the old format were measured at just these.
+        them. Their number sets the accuracy: each entry is measured at about this many scales, which `curve` chooses. Profiles
+        in the old format were measured at exactly these scales.
     perturb: whether the conditional embeddings are perturbed (CADS) for the first term, as the paper does.
     """
 
@@ -46,7 +46,7 @@ class ProfileSettings:
 
 @dataclass(frozen=True)
 class Entries:
-    """N rows of the table, float32 on the CPU: one picture at one step of the training grid with one noise.
+    """N rows of the table, float32 on the CPU. Each is one picture at one step of the training grid, with one noise.
 
     picture: [N] int64; timestep: [N], the network's; gap_norm: [N], L2, in the network's units, for a latent of the
     profile's reference_numel values; first: [N, 3], mean((eps_w - eps)^2) = first[0] + first[1] w + first[2] w^2;
@@ -80,7 +80,7 @@ class Entries:
 class Profile:
     """A table of entries, the kind of model it was measured on, and how.
 
-    reference_numel: values per latent to which the gap norms belong.
+    reference_numel: the number of values in a latent for which the gap norms are valid.
     """
 
     kind: Prediction
@@ -89,7 +89,7 @@ class Profile:
     entries: Entries
 
     def require_usable(self) -> None:
-        """AnnealingError where no scale can be fitted to it, saying what is missing."""
+        """AnnealingError if no scale can be fitted to it, saying what is missing."""
         entries, redo = self.entries, "Measure the profile again"
         pictures, timesteps = len(entries.picture.unique()), len(entries.timestep.unique())
         if pictures < MIN_PICTURES or len(entries) < MIN_ENTRIES:
@@ -117,7 +117,7 @@ class Profile:
 def steps_of_grid(path: Path, grid: TrainingGrid) -> tuple[torch.Tensor, torch.Tensor]:
     """(nsr, next nsr) of every step of a training grid but the last: [S] each, float64, descending.
 
-    The last step goes to the picture, where no second gap can be measured. AnnealingError where no step is left.
+    The last step leads to the picture, where no second gap can be measured. AnnealingError if no step is left.
     """
     nsr = schedule.levels_of_grid(grid, path)
     if len(nsr) < 2:
