@@ -1,6 +1,6 @@
 """docs/BENCHMARKS.md and its figure, from the results of the benchmarks.
 
-    python tools/dev.py bench page [--results FOLDER] [--output FILE] [--beside FOLDER]
+    python tools/dev.py bench page [FOLDER]
 
 The text is benchmarks/page.md, with a word in braces wherever a table belongs.
 """
@@ -219,16 +219,14 @@ def page_text(results_folder: Path, page: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files (benchmarks/results)")
-    parser.add_argument("--output", type=Path, default=PAGE)
-    parser.add_argument("--beside", type=Path, help="folder of other results to compare with")
-    options = parser.parse_args()
+    parser.add_argument("folder", type=Path, nargs="?", help="of other results: their page goes there, and is compared with ours")
+    folder = parser.parse_args().folder
     import_pack(ROOT)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(page_text(options.results, options.output), encoding="utf-8")
-    print(options.output)
-    if options.beside:
-        print(agreement(*(json.loads((folder / "quality.json").read_text()) for folder in (options.results, options.beside))))
+    page = folder / PAGE.name if folder else PAGE
+    page.write_text(page_text(folder or RESULTS, page), encoding="utf-8")
+    print(page)
+    if folder:
+        print(agreement(*(json.loads((results / "quality.json").read_text()) for results in (folder, RESULTS))))
 
 
 def agreement(found: dict, published: dict) -> str:

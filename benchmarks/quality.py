@@ -19,11 +19,23 @@ import argparse
 import hashlib
 import json
 import math
+import sys
 import time
 from pathlib import Path
 
 from common import RESULTS, load_hosts, pack_module, write_results
+
+if __name__ == "__main__":
+    load_hosts(cpu="cuda" not in sys.argv)
+
+import torch
+from common import regret
+from common.ablations import LAMBDAS, ablations
 from common.demo import Demo, spread
+from common.measures import Gaussian, frechet_distance, hypervolume, neighbourhoods
+from common.methods import Methods
+from devkit.host import cache_folder
+from safetensors.torch import load_file, save_file
 
 STEPS = (20, 10, 50)
 VARIANTS = ("epsilon", "flow")
@@ -47,8 +59,6 @@ class Gallery:
 
         The file's name tells what else the pictures were made with: the bundled scale, where the method is ours.
         """
-        from safetensors.torch import load_file, save_file
-
         safe = "".join(c if c.isalnum() or c in ".-+" else "_" for c in f"{method} {setting}")
         made_with = f".{self.scale}" if method.startswith("annealing") else ""
         file = self.folder / f"{steps}" / f"{safe}.{len(self.demo.prompts)}{made_with}.safetensors"
@@ -69,15 +79,11 @@ class Gallery:
 
     def draw(self, guider, sampler, sigmas) -> dict:
         """The figures of all prompts' pictures by one run."""
-        import torch
-
         parts = [self.figures(pictures, rows) for pictures, rows in self.demo.pictures(guider, sampler, sigmas)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def figures(self, pictures, rows) -> dict:
         """Of pictures [b, 3, 32, 32] and the rows of their prompts; "right" is [b, 3]: colours, shapes, relation."""
-        import torch
-
         with torch.inference_mode():
             judge, scenes, wanted = self.demo.judge, self.scenes, self.scenes.place(self.demo.numbers[rows], torch.Generator())
             read, features = judge.read(pictures), judge.features(pictures)
@@ -99,8 +105,6 @@ class Gallery:
 
     def rendered(self, times: int) -> dict:
         """The same of what the renderer draws for the prompts, each so many times."""
-        import torch
-
         generator, parts, rows = torch.Generator().manual_seed(SEED), [], torch.arange(len(self.demo.prompts))
         for _ in range(times):
             pictures = self.scenes.render(self.scenes.place(self.demo.numbers, generator))
@@ -112,9 +116,6 @@ class Judgement:
     """Turns the points of one variant into figures with intervals. Every method is resampled alike, so differences are paired."""
 
     def __init__(self, gallery: Gallery) -> None:
-        import torch
-        from common.measures import Gaussian
-
         reference = gallery.rendered(REFERENCES)["features"]
         self.reference = Gaussian.of(reference)
         self.root = self.reference.root
@@ -128,9 +129,6 @@ class Judgement:
 
     def position(self, point: dict):
         """(share right, FD) as it is and of each resample: [1 + RESAMPLES, 2]."""
-        import torch
-        from common.measures import Gaussian, frechet_distance
-
         right = point["right"].all(1).double()
         return torch.tensor(
             [
@@ -140,8 +138,6 @@ class Judgement:
         )
 
     def row(self, point: dict, position) -> dict[str, float]:
-        from common.measures import neighbourhoods
-
         share = point["right"].double().mean(0).tolist()
         return {
             "right": position[0, 0].item(),
@@ -165,11 +161,6 @@ def judge(points: dict[str, dict], judgement: Judgement, kept: dict | None = Non
     kept: what was published of this cell: its rows stand in for points that are not there. A front with such points has an
     interval only if it is published itself.
     """
-    import torch
-    from common.ablations import LAMBDAS
-    from common.measures import hypervolume
-    from common.regret import parts
-
     kept = kept or {"points": {}, "fronts": {}}
     drawn = {name: judgement.position(point) for name, point in points.items() if point}
     rows = {
@@ -181,9 +172,9 @@ def judge(points: dict[str, dict], judgement: Judgement, kept: dict | None = Non
     fixed = {name: torch.tensor([[row["right"], row["fd"]]]).expand(1 + RESAMPLES, 2) for name, row in rows.items()}
     methods: dict[str, list[str]] = {}
     for name in rows:
-        methods.setdefault(parts(name)[0], []).append(name)
+        methods.setdefault(regret.parts(name)[0], []).append(name)
     # For the ablations, which have fewer settings: the whole method at just these.
-    if whole := [name for name in methods.get("annealing", []) if float(parts(name)[1]) in LAMBDAS]:
+    if whole := [name for name in methods.get("annealing", []) if float(regret.parts(name)[1]) in LAMBDAS]:
         methods["annealing, whole"] = whole
     (start,), cfg = methods.pop("no guidance"), methods["CFG"]
     known = {m for m, names in methods.items() if all(name in drawn for name in [start, *cfg, *names])}
@@ -214,9 +205,6 @@ def judge(points: dict[str, dict], judgement: Judgement, kept: dict | None = Non
 def add_regret_intervals(rows: dict[str, dict], drawn: dict) -> None:
     """To each drawn row the interval of its regret against the best constant guidance, where the constants that might be best are
     drawn too; the best of them is chosen anew in each resample."""
-    import torch
-    from common import regret
-
     least = regret.loss(rows[regret.best_constant(rows)])
     rivals = [n for n in rows if regret.parts(n)[0] in regret.CONSTANT and regret.loss(rows[n]) < least + IN_CONTENTION]
     for row in rows.values():
@@ -249,11 +237,6 @@ def main() -> None:
     parser.add_argument("--draw-only", action="store_true", help="no figures")
     parser.add_argument("--output", type=Path, default=RESULTS / "quality.json")
     options = parser.parse_args()
-    load_hosts(cpu=options.device == "cpu")
-    from common.ablations import ablations
-    from common.methods import Methods
-    from devkit.host import cache_folder
-
     kept = json.loads(options.output.read_text(encoding="utf-8"))["variants"] if options.keep else {}
     results: dict[str, dict] = {}
     for variant in options.variants:

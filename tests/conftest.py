@@ -38,7 +38,7 @@ if COMFYUI:
     logging.disable(logging.NOTSET)
 else:
     # These folders test code that imports ComfyUI. `python tools/dev.py test` always provides one.
-    collect_ignore = ["beside", "compatibility", "guidance", "hosts", "nodes", "plots", "shapes", "training"]
+    collect_ignore = ["beside", "benchmarks", "compatibility", "guidance", "hosts", "nodes", "plots", "shapes", "training"]
 import_pack(ROOT)
 
 

@@ -92,13 +92,11 @@ def bench(arguments: list[str]) -> int:
 def bench_all(full: bool) -> int:
     """Run the benchmarks one after the other, then write their page: into the repository if full, else into bench-output/."""
     folder = ROOT / "benchmarks" / "results" if full else ROOT / "bench-output"
-    page = ROOT / "docs" / "BENCHMARKS.md" if full else folder / "BENCHMARKS.md"
     for name, arguments in (benchmarks.FULL if full else benchmarks.SHORT).items():
         print(f"\n{name}", flush=True)
         if status := bench([name, *arguments, "--output", str(folder / f"{name}.json")]):
             return status
-    compared = [] if full else ["--beside", str(ROOT / "benchmarks" / "results")]
-    return bench(["page", "--results", str(folder), "--output", str(page), *compared])
+    return bench(["page", *([] if full else [str(folder)])])
 
 
 def train(arguments: list[str]) -> int:

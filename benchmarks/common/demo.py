@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import comfy.samplers
+import torch
+
 from . import pack_module
 
 BATCH = 64
@@ -13,8 +16,6 @@ class Demo:
     """One variant of the demo and n of its 512 held-out prompts; beyond 512 each prompt comes again, with other noise."""
 
     def __init__(self, variant: str, n: int) -> None:
-        import torch
-
         scenes, files = pack_module("shapes.scenes"), pack_module("shapes.files")
         self.variant = variant
         self.model, self.clip, self.vae = pack_module("shapes.loader").load_shapes(variant)
@@ -34,16 +35,12 @@ class Demo:
 
     def schedule(self, scheduler: str, steps: int):
         """The sigmas of one of ComfyUI's schedulers, or of "paper", the Paper Schedule: [steps + 1]."""
-        import comfy.samplers
-
         if scheduler == "paper":
             return pack_module("guidance.paper_schedule").sigmas(self.model_sampling, steps)
         return comfy.samplers.calculate_sigmas(self.model_sampling, scheduler, steps)
 
     def cfg(self, scale: float, model=None):
         """ComfyUI's CFGGuider; model: the demo's, patched by another node, or as it is."""
-        import comfy.samplers
-
         guider = comfy.samplers.CFGGuider(model or self.model)
         guider.set_cfg(scale)
         return guider
@@ -54,8 +51,6 @@ class Demo:
 
     def pictures(self, guider, sampler, sigmas) -> Iterator[tuple]:
         """Batches of drawn pictures [b, 3, 32, 32], on the CPU, and the rows [b] of the prompts they belong to."""
-        import torch
-
         for rows in torch.arange(len(self.prompts)).split(BATCH):
             guider.set_conds([[self.positive[rows], {}]], self.negative)
             empty = torch.zeros(len(rows), 4, 16, 16)

@@ -6,8 +6,6 @@ import json
 import pytest
 from common import ROOT
 
-pytest.importorskip("comfy.samplers", reason="needs a ComfyUI: run python tools/dev.py test, or set COMFYUI_PATH")
-
 STUDIES = ROOT / "benchmarks" / "studies"
 HELPERS = {"study", "reference_trainer"}
 
