@@ -140,12 +140,6 @@ def deviation(latent: torch.Tensor, reference: torch.Tensor) -> float:
     return float(f"{relative.nan_to_num(1e9, 1e9).max().clamp(max=1e9).item():.3g}")
 
 
-def mark(value: float, cfg: float, aim: float) -> str:
-    if value > 1 > cfg:
-        return "!"
-    return "*" if value > max(aim, AIM_OF_CFG * cfg) else " "
-
-
 def deviations(case: Case, samplers, schedules, steps) -> dict:
     """By sampler and schedule: annealing's deviations at each number of steps, CFG's, and which of them miss the aim."""
     aim, rows = max(AIM, AIM_OF_FLOOR * case.floor), {}
@@ -154,13 +148,10 @@ def deviations(case: Case, samplers, schedules, steps) -> dict:
             runs = [case.sigmas(schedule, n) for n in steps]
             ours = [deviation(case.annealing(name, sigmas), case.reference) for sigmas in runs]
             cfg = [deviation(case.cfg(name, sigmas), case.cfg_reference) for sigmas in runs]
-            marks = [mark(*pair, aim) for pair in zip(ours, cfg, strict=True)]
+            missed = [a > max(aim, AIM_OF_CFG * c) for a, c in zip(ours, cfg, strict=True)]
+            marks = ["!" if a > 1 > c else "*" if miss else " " for a, c, miss in zip(ours, cfg, missed, strict=True)]
             rows[f"{name}/{schedule}"] = {"annealing": ours, "cfg": cfg, "marks": marks}
-            print(
-                f"{name:26} {schedule:12}",
-                *(f"{a:8.3f}{m}({c:.3f})" for a, c, m in zip(ours, cfg, marks, strict=True)),
-                flush=True,
-            )
+            print(f"{name:26} {schedule:12} {ours} (CFG {cfg}) {marks}", flush=True)
     return {"floor": round(case.floor, 4), "aim": round(aim, 4), "steps": steps, "rows": rows}
 
 

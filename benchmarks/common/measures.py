@@ -46,7 +46,8 @@ def neighbourhoods(real: torch.Tensor, drawn: torch.Tensor) -> dict[str, float]:
     """Precision and recall (Kynkaanniemi et al., arXiv 1904.06991), density and coverage (Naeem et al., arXiv 2002.09797)."""
     real, drawn = real.double(), drawn.double()
     to_drawn = torch.cdist(real, drawn)
-    radius_real, radius_drawn = (_radius(torch.cdist(points, points)) for points in (real, drawn))
+    # Of each point the distance to its NEAREST-th neighbour, itself not counted.
+    radius_real, radius_drawn = (torch.cdist(points, points).kthvalue(NEAREST + 1).values for points in (real, drawn))
     inside = to_drawn <= radius_real[:, None]  # [real, drawn]: drawn lies in the neighbourhood of real
     return {
         "precision": inside.any(0).double().mean().item(),
@@ -54,11 +55,6 @@ def neighbourhoods(real: torch.Tensor, drawn: torch.Tensor) -> dict[str, float]:
         "density": (inside.double().sum(0) / NEAREST).mean().item(),
         "coverage": (to_drawn.amin(1) <= radius_real).double().mean().item(),
     }
-
-
-def _radius(distances: torch.Tensor) -> torch.Tensor:
-    """Distance of each point to its NEAREST-th neighbour, itself not counted: [N]."""
-    return distances.kthvalue(NEAREST + 1, dim=1).values
 
 
 def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
