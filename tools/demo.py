@@ -14,10 +14,11 @@ import time
 from pathlib import Path
 
 from client import Workflow, WorkflowError, run_workflow
+from devkit import ROOT
 from grid import labelled_grid
 from PIL import Image
 
-WORKFLOW = Path(__file__).resolve().parent.parent / "workflows" / "api" / "demo.json"
+WORKFLOW = ROOT / "workflows" / "api" / "demo.json"
 # Scenes that the demo model never saw in training. Every prompt has a seed of its own, the same in every column. The seeds
 # are typical: without guidance as many of the eight go wrong as of all 512 held-out prompts (benchmarks/quality.py).
 FIRST_SEED = 11

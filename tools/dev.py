@@ -36,17 +36,18 @@ import signal
 import tempfile
 from pathlib import Path
 
-from devkit import SetupError, archive, quality
+from devkit import ROOT, SetupError, archive, quality
 from devkit.host import cache_folder, make_comfyui, prepare_host, tool_python
 from devkit.process import output_of, run_attached
 from devkit.server import Server, base_folder
 
-ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "tools"
-# Benchmark to arguments, in their order; the full ones take a night on two cores, most of it quality's.
-FEW = ("--steps", "20", "--pictures", "64", "--methods", "no guidance", "CFG", "CFG++", "annealing")
-SHORT_BENCHMARKS = {"quality": FEW, "cost": ()}
-FULL_BENCHMARKS = {"quality": (), "cost": ("--seconds", "8"), "strength": ()}
+# What `bench` runs: benchmark to arguments, in their order.
+SHORT_BENCHMARKS = {
+    "quality": ("--steps", "20", "--pictures", "64", "--methods", "no guidance", "CFG", "CFG++", "annealing"),
+    "cost": (),
+}
+FULL_BENCHMARKS = {"quality": (), "cost": ("--full",), "strength": ()}  # a night on two cores, and most of it is quality's
 
 
 def demo(arguments: list[str]) -> int:
@@ -54,12 +55,11 @@ def demo(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="dev.py demo", description="Makes the demo picture in a real ComfyUI.")
     parser.add_argument("--variant", choices=["epsilon", "flow"], default="epsilon", help="which demo model (epsilon)")
     parser.add_argument("--output", type=Path, default=ROOT / "demo-output", help="folder for the pictures (demo-output)")
-    parser.add_argument("--port", type=int, help="port of the server (a free one)")
     parser.add_argument("--serve", action="store_true", help="leave ComfyUI running afterwards and print its address")
     options = parser.parse_args(arguments)
     host = prepare_host(packages=())
     print("Starting ComfyUI ...", flush=True)
-    with Server(host, base_folder(ROOT), ROOT, port=options.port) as server:
+    with Server(host, base_folder(ROOT), ROOT) as server:
         script = [TOOLS / "demo.py", server.address, options.output.resolve(), "--variant", options.variant]
         status = run_attached([str(host.python), *map(str, script)], host.environment())
         if status != 0:
@@ -96,11 +96,13 @@ def bench(arguments: list[str]) -> int:
 def bench_all(full: bool) -> int:
     """Run the benchmarks one after the other, then write their page: into the repository if full, else into bench-output/."""
     folder = ROOT / "benchmarks" / "results" if full else ROOT / "bench-output"
+    page = ROOT / "docs" / "BENCHMARKS.md" if full else folder / "BENCHMARKS.md"
     for name, arguments in (FULL_BENCHMARKS if full else SHORT_BENCHMARKS).items():
         print(f"\n{name}", flush=True)
         if status := bench([name, *arguments, "--output", str(folder / f"{name}.json")]):
             return status
-    return bench(["page", *([] if full else [str(folder)])])
+    compared = [] if full else ["--beside", str(ROOT / "benchmarks" / "results")]
+    return bench(["page", "--results", str(folder), "--output", str(page), *compared])
 
 
 def train(arguments: list[str]) -> int:
@@ -153,18 +155,6 @@ def pack(arguments: list[str]) -> int:
     return 0
 
 
-def check(_arguments: list[str]) -> int:
-    return quality.check(ROOT, prepare_host())
-
-
-def audit(_arguments: list[str]) -> int:
-    return quality.audit(prepare_host())
-
-
-def publish(_arguments: list[str]) -> int:
-    return quality.publish(ROOT)
-
-
 def comfyui(arguments: list[str]) -> int:
     """Make a ComfyUI where the user wants one."""
     parser = argparse.ArgumentParser(prog="dev.py comfyui", description="Makes a ComfyUI, with its requirements in FOLDER/venv.")
@@ -185,7 +175,7 @@ def comfyui(arguments: list[str]) -> int:
 COMMANDS = {
     command.__name__: command
     for command in (demo, test, bench, train, scale, locales, pictures, workflows, compatibility)
-    + (pack, check, audit, comfyui, publish, fuzz)
+    + (pack, quality.check, quality.audit, comfyui, quality.publish, fuzz)
 }
 
 

@@ -19,9 +19,9 @@ import warnings
 from pathlib import Path
 from types import FrameType
 
+from devkit import ROOT
 from devkit.in_process import import_comfyui, import_pack
 
-ROOT = Path(__file__).resolve().parent.parent
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.", "socket.", "ctypes.", "pty.", "urllib.")
 SECONDS = 10.0  # for one file; a few milliseconds are usual
 MEGABYTES = 500.0  # more than at the start

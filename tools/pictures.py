@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 from client import run_workflow
+from devkit import ROOT
 from PIL import Image
 
-FOLDER = Path(__file__).resolve().parent.parent / "web" / "docs" / "images"
+FOLDER = ROOT / "web" / "docs" / "images"
 
 
 def main() -> None:

@@ -14,14 +14,14 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from devkit import archive
+from devkit import ROOT, archive
 from devkit import browser as browsers
 from grid import COLUMN_LABEL, GAP, labelled_grid
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-ROOT = Path(__file__).resolve().parent.parent
 WINDOW = {"width": 1920, "height": 1300}
+SETTINGS = {"VueNodes.Enabled": False, "Minimap.Visible": False, "Workflow.ShowMissingModelsWarning": False}
 SIDE = 512  # of a thumbnail, which is square
 CORNER = 56  # its upper edge, where ComfyUI puts its marks
 # What the window shows when a template is opened: the upper left corner, below the bars, as small as text is still drawn well.
@@ -49,21 +49,6 @@ def packs(address: str) -> dict[str, dict[str, str]]:
     ours = {"cnr_id": archive.NAME, "ver": archive.version_of(ROOT)}
     nodes = json.loads(fetched(f"{address}/object_info"))
     return {name: ours if node["python_module"].startswith("custom_nodes.") else core for name, node in nodes.items()}
-
-
-def opened(browser, address: str):
-    """ComfyUI's interface in a new page."""
-    settings = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False, "Comfy.Minimap.Visible": False,
-                "Comfy.Workflow.ShowMissingModelsWarning": False}  # fmt: skip
-    for name, value in settings.items():
-        body = json.dumps(value).encode()
-        urllib.request.urlopen(urllib.request.Request(f"{address}/settings/{name}", data=body, method="POST")).close()
-    page = browser.new_page(viewport=WINDOW)
-    page.set_default_timeout(120_000)
-    page.goto(address)
-    page.wait_for_function("window.app?.graph && window.app.extensionManager")
-    page.wait_for_function("document.querySelector('canvas') && !document.querySelector('#splash-loader')")
-    return page
 
 
 def saved(page, template: dict, origins: dict[str, dict[str, str]]) -> dict:
@@ -134,10 +119,11 @@ def main() -> None:
     origins = packs(options.address)
     with sync_playwright() as playwright:
         browser = browsers.launch(playwright)
+        context = browser.new_context(viewport=WINDOW)
         for path in sorted((ROOT / "workflows").glob("*.json")):
             if options.numbers and path.name.split()[0] not in options.numbers:
                 continue
-            page = opened(browser, options.address)
+            page = browsers.open_interface(context, options.address, **SETTINGS)
             workflow = saved(page, json.loads(path.read_text(encoding="utf-8")), origins)
             path.write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
             if "nothing to download" in path.name:  # the others keep the thumbnail that they have

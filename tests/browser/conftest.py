@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import urllib.request
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -59,21 +57,11 @@ def interface(request) -> str:
 @pytest.fixture
 def open_page(server, browser, interface) -> Iterator[Callable[[], object]]:
     """Opens ComfyUI's interface, ready to load graphs. What it complains of our scripts is gathered in `page.complaints`."""
-    settings = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": interface == "nodes2"}
-    for name, value in settings.items():
-        body = json.dumps(value).encode()
-        urllib.request.urlopen(urllib.request.Request(f"{server.address}/settings/{name}", data=body, method="POST")).close()
     context = browser.new_context(viewport=VIEWPORT)
+    context.on("page", _listen)
 
     def opened():
-        page = context.new_page()
-        page.complaints = []
-        page.on("pageerror", lambda error: _keep_ours(page.complaints, f"{error} {error.stack}"))
-        page.on("console", lambda message: _keep_ours(page.complaints, message.text) if message.type == "error" else None)
-        page.goto(server.address)
-        page.wait_for_function("window.app?.graph && window.app.extensionManager", timeout=120_000)
-        page.wait_for_function("document.querySelector('canvas') && !document.querySelector('#splash-loader')", timeout=60_000)
-        return page
+        return browsers.open_interface(context, server.address, **{"VueNodes.Enabled": interface == "nodes2"})
 
     yield opened
     context.close()
@@ -82,6 +70,12 @@ def open_page(server, browser, interface) -> Iterator[Callable[[], object]]:
 @pytest.fixture
 def page(open_page):
     return open_page()
+
+
+def _listen(page) -> None:
+    page.complaints = []
+    page.on("pageerror", lambda error: _keep_ours(page.complaints, f"{error} {error.stack}"))
+    page.on("console", lambda message: _keep_ours(page.complaints, message.text) if message.type == "error" else None)
 
 
 def _keep_ours(complaints: list[str], text: str) -> None:

@@ -118,14 +118,6 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     assert "cannot be written" in sentence(run_dev("demo", environment=environment_with(tmp_path / "file" / "cache")))
 
 
-def test_a_port_in_use_is_named(tmp_path, comfyui):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        environment = environment_with(tmp_path, COMFYUI_PATH=str(comfyui))
-        done = run_dev("demo", "--port", port, environment=environment)
-    assert f"Port {port} cannot be used" in sentence(done)
-
-
 def test_it_runs_on_the_standard_library_alone(tmp_path):
     command = [sys.executable, "-S", "-E", str(DEV), "demo", "--help"]
     assert "--serve" in subprocess.run(command, capture_output=True, text=True, check=True, env=environment_with(tmp_path)).stdout

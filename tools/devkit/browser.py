@@ -5,9 +5,11 @@ Runs in ComfyUI's own Python, where the package playwright is.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
+import urllib.request
 from collections.abc import Callable
 
 from . import SetupError
@@ -48,6 +50,19 @@ def launch(playwright):
         except Error as error:
             refusal = str(error).splitlines()[0].removeprefix("BrowserType.launch: ")
     raise SetupError(refusal if named else "no Chromium or Chrome is here")
+
+
+def open_interface(context, address: str, **settings: object):
+    """ComfyUI's interface in a new page of a browser or of a browser's context, with these of its settings; ready for graphs."""
+    for name, value in {"TutorialCompleted": True, **settings}.items():
+        request = urllib.request.Request(f"{address}/settings/Comfy.{name}", data=json.dumps(value).encode(), method="POST")
+        urllib.request.urlopen(request).close()
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    page.goto(address)
+    page.wait_for_function("window.app?.graph && window.app.extensionManager")
+    page.wait_for_function("document.querySelector('canvas') && !document.querySelector('#splash-loader')")
+    return page
 
 
 def set_up(say: Callable[[str], object]) -> str:

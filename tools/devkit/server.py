@@ -7,7 +7,6 @@ import hashlib
 import shutil
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -44,27 +43,20 @@ def link_pack(custom_nodes: Path, checkout: Path) -> Path:
     return place
 
 
-def choose_port(wanted: int | None) -> int:
-    """The wanted port if it is free, or any free one of the loopback address."""
+def free_port() -> int:
     with socket.socket() as probe:
-        if sys.platform != "win32":  # there it would let two servers share the port
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", wanted or 0))
-        except (OSError, OverflowError) as error:
-            raise SetupError(f"Port {wanted} cannot be used ({error}): choose another with --port, or leave it out.") from error
+        probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 class Server:
     """Started on entering the `with` block, stopped on leaving it, however that happens. On the CPU, which the demo model suits.
 
-    host: what to run; base: folder for models, outputs, settings and the log (made if missing); checkout: the pack;
-    port: None for a free one.
+    host: what to run; base: folder for models, outputs, settings and the log (made if missing); checkout: the pack.
     """
 
-    def __init__(self, host: Host, base: Path, checkout: Path, port: int | None = None) -> None:
-        self.host, self.base, self.checkout, self.port = host, base, checkout, choose_port(port)
+    def __init__(self, host: Host, base: Path, checkout: Path) -> None:
+        self.host, self.base, self.checkout, self.port = host, base, checkout, free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self.log = base / "server.log"
 
