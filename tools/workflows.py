@@ -86,9 +86,10 @@ def thumbnail(page, address: str, workflow: dict) -> Image.Image:
         columns.append([Image.open(io.BytesIO(fetched(f"{address}/view", **reference))) for reference in references])
     rows = list(zip(*columns, strict=True))
     titles = [node["title"] for node in picture_nodes(workflow)]
+    # As large as there is room for, and no higher than the pictures; a title needs more room than a small picture.
+    shape = max(picture.height / picture.width for column in columns for picture in column)
     width, height = (SIDE - GAP) // len(columns) - GAP, (SIDE - CORNER - COLUMN_LABEL) // len(rows) - GAP
-    if len(rows) > 1:
-        width = height = min(width, height)
+    width, height = min(width, round(1.5 * height / shape)), min(height, round(width * shape))
     grid = labelled_grid([""] * len(rows), titles, rows, width, height)
     sheet = Image.new("RGB", (SIDE, SIDE), "white")
     sheet.paste(grid, ((SIDE - grid.width) // 2, CORNER + (SIDE - CORNER - grid.height) // 2))
@@ -100,10 +101,9 @@ def view(page, workflow: dict) -> bytes:
     scale, (x, y) = VIEW["scale"], VIEW["offset"]
     page.evaluate("() => { window.app.canvas.ds.offset[1] += 80; window.app.graph.setDirtyCanvas(true, true); }")
     page.wait_for_timeout(1500)
-    corners = [
-        (left, top, left + width, top + height) for left, top, width, height in (g["bounding"] for g in workflow["groups"])
-    ]
-    left, top, right, bottom = (pick(ends) for pick, ends in zip((min, min, max, max), zip(*corners, strict=True), strict=True))
+    boxes = [group["bounding"] for group in workflow["groups"]]  # left, top, width, height
+    left, top = (min(box[side] for box in boxes) for side in (0, 1))
+    right, bottom = (max(box[side] + box[side + 2] for box in boxes) for side in (0, 1))
     place = {"x": (left + x) * scale - 8, "y": (top + y + 80) * scale - 8}
     return page.screenshot(clip={**place, "width": (right - left) * scale + 16, "height": (bottom - top) * scale + 16})
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import venv
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,9 +161,10 @@ def python_of(environment: Path) -> Path:
     return environment / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 
-def installed_packages(python: Path) -> list[str]:
+def installed_packages(python: Path, environment: Mapping[str, str] | None = None) -> list[str]:
     """`name==version` of all that this Python has. A local build ("2.13.0+cpu") is listed as the release."""
-    listed = output_of([str(python), "-m", "pip", "list", "--format", "freeze", "--disable-pip-version-check"])[1].splitlines()
+    command = [str(python), "-m", "pip", "list", "--format", "freeze", "--disable-pip-version-check"]
+    listed = output_of(command, environment)[1].splitlines()
     return [line.partition("+")[0] for line in listed if re.fullmatch(r"\S+==\S+", line)]
 
 

@@ -49,12 +49,13 @@ def audit(_arguments: list[str]) -> int:
     """
     failed = []
     host = prepare_host()
+    environments = {"ComfyUI": host.environment()}  # with the tests' packages
     tools = {name: tool_python(name) for name in TOOLS if name != "atheris"}  # which is not to be had for every Python
     for name, python in {"ComfyUI": host.python, **tools}.items():
         print(f"--- {name}", flush=True)
         with tempfile.TemporaryDirectory(prefix="annealing-guidance-audit-") as folder:
             listed = Path(folder, "installed.txt")
-            listed.write_text("\n".join(installed_packages(python)), encoding="utf-8")
+            listed.write_text("\n".join(installed_packages(python, environments.get(name))), encoding="utf-8")
             how = ["--requirement", str(listed), "--no-deps", "--disable-pip", "--strict"]
             if run_attached([str(tool_python("pip-audit")), "-m", "pip_audit", *how], os.environ) != 0:
                 failed.append(name)
