@@ -34,6 +34,7 @@ import os
 import shutil
 import signal
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from devkit import ROOT, SetupError, archive, quality
@@ -41,7 +42,6 @@ from devkit.host import cache_folder, make_comfyui, prepare_host, tool_python
 from devkit.process import output_of, run_attached
 from devkit.server import Server, base_folder
 
-TOOLS = ROOT / "tools"
 # What `bench` runs: benchmark to arguments, in their order.
 SHORT_BENCHMARKS = {
     "quality": ("--steps", "20", "--pictures", "64", "--methods", "no guidance", "CFG", "CFG++", "annealing"),
@@ -50,7 +50,7 @@ SHORT_BENCHMARKS = {
 FULL_BENCHMARKS = {"quality": (), "cost": ("--full",), "strength": ()}  # a night on two cores, and most of it is quality's
 
 
-def demo(arguments: list[str]) -> int:
+def demo(*arguments: str) -> int:
     """Start the server, run the demo workflow, name the picture; with `--serve`, leave the server running until Ctrl-C."""
     parser = argparse.ArgumentParser(prog="dev.py demo", description="Makes the demo picture in a real ComfyUI.")
     parser.add_argument("--variant", choices=["epsilon", "flow"], default="epsilon", help="which demo model (epsilon)")
@@ -60,8 +60,8 @@ def demo(arguments: list[str]) -> int:
     host = prepare_host(packages=())
     print("Starting ComfyUI ...", flush=True)
     with Server(host, base_folder(ROOT), ROOT) as server:
-        script = [TOOLS / "demo.py", server.address, options.output.resolve(), "--variant", options.variant]
-        status = run_attached([str(host.python), *map(str, script)], host.environment())
+        script = ["tools/demo.py", server.address, options.output.resolve(), "--variant", options.variant]
+        status = run_attached([str(host.python), *map(str, script)], host.environment(), folder=ROOT)
         if status != 0:
             print(f"ComfyUI's log: {server.log}", file=sys.stderr)
         elif options.serve:
@@ -70,20 +70,9 @@ def demo(arguments: list[str]) -> int:
     return status
 
 
-def test(arguments: list[str]) -> int:
-    """Run pytest over `tests/`; tests/browser sets a browser up if it is asked for."""
-    return run_in_host("-m", "pytest", *arguments)
-
-
-def compatibility(arguments: list[str]) -> int:
-    """Run the tests whose results docs/COMPATIBILITY.md shows, and write it if they pass."""
-    # The page's own test comes last.
-    return test(["tests/beside", "tests/compatibility", "--write-page", *arguments])
-
-
-def bench(arguments: list[str]) -> int:
+def bench(*arguments: str) -> int:
     """Run a benchmark or a study; without a name the short benchmarks, with `--full` all of them."""
-    if arguments in ([], ["--full"]):
+    if arguments in ((), ("--full",)):
         return bench_all(full=bool(arguments))
     scripts = {path.stem: path for path in (ROOT / "benchmarks").glob("*.py")}
     scripts |= {result.stem: result.with_suffix(".py") for result in (ROOT / "benchmarks" / "studies").glob("*.json")}
@@ -99,33 +88,13 @@ def bench_all(full: bool) -> int:
     page = ROOT / "docs" / "BENCHMARKS.md" if full else folder / "BENCHMARKS.md"
     for name, arguments in (FULL_BENCHMARKS if full else SHORT_BENCHMARKS).items():
         print(f"\n{name}", flush=True)
-        if status := bench([name, *arguments, "--output", str(folder / f"{name}.json")]):
+        if status := bench(name, *arguments, "--output", str(folder / f"{name}.json")):
             return status
     compared = [] if full else ["--beside", str(ROOT / "benchmarks" / "results")]
-    return bench(["page", "--results", str(folder), "--output", str(page), *compared])
+    return bench("page", "--results", str(folder), "--output", str(page), *compared)
 
 
-def train(arguments: list[str]) -> int:
-    """Train parts of the demo model; see shapes/train.py."""
-    return run_in_host("-m", "devkit.in_process", "shapes.train", *arguments)
-
-
-def scale(arguments: list[str]) -> int:
-    """Fit the demo's scale networks; see training/bundled_scales.py."""
-    return run_in_host("-m", "devkit.in_process", "training.bundled_scales", *arguments)
-
-
-def locales(arguments: list[str]) -> int:
-    """Write locales/en from the nodes' schemas."""
-    return run_in_host(TOOLS / "node_texts.py", *arguments)
-
-
-def pictures(arguments: list[str]) -> int:
-    """Draw the pictures of the help pages."""
-    return run_beside_server("pictures.py", *arguments)
-
-
-def fuzz(arguments: list[str]) -> int:
+def fuzz(*arguments: str) -> int:
     """Run tools/fuzz.py, guided by coverage where atheris can be had for this Python."""
     atheris = ""
     try:
@@ -133,15 +102,10 @@ def fuzz(arguments: list[str]) -> int:
         atheris = output_of([str(tool_python("atheris")), "-c", code])[1].strip()
     except SetupError as error:
         print(f"Without atheris, so without guidance by coverage: {error}", flush=True)
-    return run_in_host(TOOLS / "fuzz.py", *arguments, path=atheris)
+    return run_in_host("tools/fuzz.py", *arguments, path=atheris)
 
 
-def workflows(arguments: list[str]) -> int:
-    """Save the templates in ComfyUI's own interface, in a headless browser."""
-    return run_beside_server("workflows.py", *arguments)
-
-
-def pack(arguments: list[str]) -> int:
+def pack(*arguments: str) -> int:
     """Make dist/<name>-<version>.zip and its bill of materials; with `--release`, refuse what must not be published."""
     parser = argparse.ArgumentParser(prog="dev.py pack", description="Makes the archive for ComfyUI's registry.")
     parser.add_argument("--release", action="store_true", help="refuse a state that must not be published")
@@ -155,7 +119,7 @@ def pack(arguments: list[str]) -> int:
     return 0
 
 
-def comfyui(arguments: list[str]) -> int:
+def comfyui(*arguments: str) -> int:
     """Make a ComfyUI where the user wants one."""
     parser = argparse.ArgumentParser(prog="dev.py comfyui", description="Makes a ComfyUI, with its requirements in FOLDER/venv.")
     parser.add_argument("folder", type=Path)
@@ -172,24 +136,37 @@ def comfyui(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS = {
-    command.__name__: command
-    for command in (demo, test, bench, train, scale, locales, pictures, workflows, compatibility)
-    + (pack, quality.check, quality.audit, comfyui, quality.publish, fuzz)
-}
-
-
 def run_in_host(*command: str | Path, path: str = "") -> int:
     """Run ComfyUI's own Python in the repository's folder, with COMFYUI_PATH set. path: a folder to import from besides."""
     host = prepare_host()
-    return run_attached([str(host.python), *map(str, command)], host.environment(str(TOOLS), path), folder=ROOT)
+    return run_attached([str(host.python), *map(str, command)], host.environment(str(ROOT / "tools"), path), folder=ROOT)
 
 
 def run_beside_server(script: str, *arguments: str) -> int:
-    """Run a script of this folder with the address of a server started for it."""
+    """Run a script with the address of a server started for it."""
     # A folder of its own: a scale that an earlier run trained would be found, and used in the place of the bundled one.
     with tempfile.TemporaryDirectory() as base, Server(prepare_host(), Path(base), ROOT) as server:
-        return run_in_host(TOOLS / script, server.address, *arguments)
+        return run_in_host(script, server.address, *arguments)
+
+
+COMMANDS = {
+    "demo": demo,
+    "test": partial(run_in_host, "-m", "pytest"),
+    "bench": bench,
+    "train": partial(run_in_host, "-m", "devkit.in_process", "shapes.train"),
+    "scale": partial(run_in_host, "-m", "devkit.in_process", "training.bundled_scales"),
+    "locales": partial(run_in_host, "tools/node_texts.py"),
+    "pictures": partial(run_beside_server, "tools/pictures.py"),
+    "workflows": partial(run_beside_server, "tools/workflows.py"),
+    # The page's own test comes last.
+    "compatibility": partial(run_in_host, "-m", "pytest", "tests/beside", "tests/compatibility", "--write-page"),
+    "pack": pack,
+    "check": quality.check,
+    "audit": quality.audit,
+    "comfyui": comfyui,
+    "publish": quality.publish,
+    "fuzz": fuzz,
+}
 
 
 def _stop(signal_number: int, _frame: object) -> None:
@@ -198,15 +175,16 @@ def _stop(signal_number: int, _frame: object) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments or arguments[0] not in COMMANDS:
+    command, *rest = arguments or ["none"]
+    if command not in COMMANDS or rest and command in ("check", "audit", "publish"):  # which take no arguments
         print(__doc__)
-        return 0 if arguments in (["--help"], ["-h"]) else 2
+        return 0 if command in ("--help", "-h") else 2
     signal.signal(signal.SIGTERM, _stop)
-    if arguments[0] not in ("bench", "train", "scale"):
+    if command not in ("bench", "train", "scale"):
         # Models this small gain little from more threads, which wait for each other on a busy machine: 15 times slower.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
-        return COMMANDS[arguments[0]](arguments[1:])
+        return COMMANDS[command](*rest)
     except SetupError as error:
         print(f"dev.py: {error}", file=sys.stderr)
         return 1

