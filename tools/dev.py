@@ -42,12 +42,10 @@ from devkit.host import cache_folder, make_comfyui, prepare_host, tool_python
 from devkit.process import output_of, run_attached
 from devkit.server import Server, base_folder
 
-# What `bench` runs: benchmark to arguments, in their order.
-SHORT_BENCHMARKS = {
-    "quality": ("--steps", "20", "--pictures", "64", "--methods", "no guidance", "CFG", "CFG++", "annealing"),
-    "cost": (),
-}
-FULL_BENCHMARKS = {"quality": (), "cost": ("--full",), "strength": ()}  # a night on two cores, and most of it is quality's
+# Benchmark to arguments, in their order; the full ones take a night on two cores, most of it quality's.
+FEW = ("--steps", "20", "--pictures", "64", "--methods", "no guidance", "CFG", "CFG++", "annealing")
+SHORT_BENCHMARKS = {"quality": FEW, "cost": ()}
+FULL_BENCHMARKS = {"quality": (), "cost": ("--seconds", "8"), "strength": ()}
 
 
 def demo(*arguments: str) -> int:
@@ -85,13 +83,11 @@ def bench(*arguments: str) -> int:
 def bench_all(full: bool) -> int:
     """Run the benchmarks one after the other, then write their page: into the repository if full, else into bench-output/."""
     folder = ROOT / "benchmarks" / "results" if full else ROOT / "bench-output"
-    page = ROOT / "docs" / "BENCHMARKS.md" if full else folder / "BENCHMARKS.md"
     for name, arguments in (FULL_BENCHMARKS if full else SHORT_BENCHMARKS).items():
         print(f"\n{name}", flush=True)
         if status := bench(name, *arguments, "--output", str(folder / f"{name}.json")):
             return status
-    compared = [] if full else ["--beside", str(ROOT / "benchmarks" / "results")]
-    return bench("page", "--results", str(folder), "--output", str(page), *compared)
+    return bench("page", *([] if full else [str(folder)]))
 
 
 def fuzz(*arguments: str) -> int:
@@ -169,17 +165,13 @@ COMMANDS = {
 }
 
 
-def _stop(signal_number: int, _frame: object) -> None:
-    """Turn a polite request to end into an exception, so that the server is stopped on the way out."""
-    sys.exit(128 + signal_number)
-
-
 def main(arguments: list[str]) -> int:
     command, *rest = arguments or ["none"]
     if command not in COMMANDS or rest and command in ("check", "audit", "publish"):  # which take no arguments
         print(__doc__)
         return 0 if command in ("--help", "-h") else 2
-    signal.signal(signal.SIGTERM, _stop)
+    # A polite request to end becomes an exception, so that the server is stopped on the way out.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if command not in ("bench", "train", "scale"):
         # Models this small gain little from more threads, which wait for each other on a busy machine: 15 times slower.
         os.environ.setdefault("OMP_NUM_THREADS", "1")

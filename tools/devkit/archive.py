@@ -24,7 +24,6 @@ NAME = "annealing-guidance"
 PLACEHOLDER = "OWNER"
 # The registry's scanner; `comfy node validate` only warns of them.
 FORBIDDEN = "S102,S307,E702"
-_VALIDATED = "All validation checks passed"
 
 
 def version_of(root: Path) -> str:
@@ -61,7 +60,7 @@ def pack(root: Path, target: Path) -> None:
     """Let ComfyUI's own command line validate the pack and make the archive. SetupError where it, or the gate, objects."""
     with _copied(root) as copy:
         said = _comfy(copy, "node", "validate")
-        if _VALIDATED not in said or "Warning" in said:
+        if "All validation checks passed" not in said or "Warning" in said:
             raise SetupError(f"comfy node validate objects: {said}")
         _comfy(copy, "node", "pack")
         target.parent.mkdir(parents=True, exist_ok=True)
