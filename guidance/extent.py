@@ -21,6 +21,7 @@ import comfy.model_base
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from .coverage import per_sample
 from .host_types import Options
 
 ANIMATEDIFF = "ADE"  # under which AnimateDiff-Evolved attaches its motion models to a model
@@ -63,6 +64,15 @@ class GapExtent:
         if self._frames_on_batch:
             mean = mean.mean().expand_as(mean)
         return (mean * (reference_numel or self._numel(cond))).sqrt()
+
+    def across(self, cond: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """`other`, less the part of its difference from `cond` that is parallel to `cond`: all [B, ...].
+
+        With d = other - D_c this is D_c + d_perp, d_perp = d - (<d, D_c> / <D_c, D_c>) D_c over the values that count. For the
+        guided prediction it gives D_c + (cfg_scale - 1) delta_perp: APG (arXiv 2410.02416) with eta 0.
+        """
+        share = self.product(cond - other, cond) / self.product(cond, cond)
+        return other + per_sample(share.nan_to_num(0.0), cond).to(cond.dtype) * cond
 
     def product(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Inner product per sample of two latents [B, ...] over the values that count: [B], in any unit."""

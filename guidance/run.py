@@ -18,7 +18,6 @@ from ..models.errors import AnnealingError
 from ..models.scale_model import ScaleModel
 from . import coordinates, renoising, sampler_facts, strength
 from .course import Course, Level
-from .coverage import per_sample
 from .delivery import Delivery
 from .extent import GapExtent, has_frames_on_batch
 from .host_types import Sampler
@@ -115,7 +114,7 @@ class GuidedRun:
     def guide(self, cond: torch.Tensor, uncond: torch.Tensor, sigma: torch.Tensor) -> tuple[Level, GuidedCall]:
         """For a pair of denoised predictions [B, ...] at sigma [B]: their noise level, and the scale of each sample."""
         level, info = self.course.at(sigma.to(torch.float32)), self.guidance.scale_model.info
-        other = self.across(cond, uncond) if info.projection else uncond
+        other = self.extent.across(cond, uncond) if info.projection else uncond
         gap_norm = self.extent.gap_norm(cond, other, info.reference_numel) / level.divisor
         with torch.no_grad():
             scale = self.guidance.scale_model(level.timestep, gap_norm, self.guidance_lambda)
@@ -124,15 +123,6 @@ class GuidedRun:
             # Stretching values below 1, as at the start of flow runs, must not end in guidance away from the prompt.
             cfg_scale = torch.addcmul(self.stretch.offset, self.stretch.factor, cfg_scale).clamp(min=1.0)
         return level, GuidedCall(level.sigma, level.timestep, gap_norm, scale, cfg_scale, None)
-
-    def across(self, cond: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """`other`, less the part of its difference from `cond` that is parallel to `cond`: all [B, ...].
-
-        With d = other - D_c this is D_c + d_perp, d_perp = d - (<d, D_c> / <D_c, D_c>) D_c over the values that count. For the
-        guided prediction it gives D_c + (cfg_scale - 1) delta_perp: APG (arXiv 2410.02416) with eta 0.
-        """
-        share = self.extent.product(cond - other, cond) / self.extent.product(cond, cond)
-        return other + per_sample(share.nan_to_num(0.0), cond).to(cond.dtype) * cond
 
     def _few_steps(self) -> list[str]:
         """A warning where so few steps suggest a few-step model, which needs hardly any guidance."""

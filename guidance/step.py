@@ -72,7 +72,7 @@ def guided_step(
         model, cond, uncond, scale, x, sigma, model_options=options, cond=positive, uncond=negative
     )
     if run.guidance.projects:
-        guided = run.across(own_cond, guided)
+        guided = run.extent.across(own_cond, guided)
     return run.deliver(level, cond, uncond, guided)
 
 

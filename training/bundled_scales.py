@@ -42,7 +42,12 @@ def training_pictures(clip: Any, vae: Any, count: int, seed: int) -> list[Pictur
 
 
 def measure_shapes(
-    variant: str, pictures: int, seed: int = 0, grid: TrainingGrid | None = None, folder: Path | None = None
+    variant: str,
+    pictures: int,
+    seed: int = 0,
+    grid: TrainingGrid | None = None,
+    folder: Path | None = None,
+    projection: bool = False,
 ) -> MeasuredProfile:
     """The profile of a Shapes model on a training grid (None: its own), kept in the folder if there is one.
 
@@ -50,7 +55,7 @@ def measure_shapes(
     """
     model, clip, vae = load_shapes(variant)
     grid = training_grid(variant, model.get_model_object("model_sampling")) if grid is None else grid
-    settings = ProfileSettings(grid, samples=SAMPLES, seed=seed)
+    settings = ProfileSettings(grid, samples=SAMPLES, seed=seed, projection=projection)
     negative = encode(clip, "")
     drawn = training_pictures(clip, vae, pictures, seed)
     inputs = model, drawn, negative, settings

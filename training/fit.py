@@ -133,6 +133,7 @@ def fit(
             licence=licence,
             created_with=made,
             typical_gaps=typical_gaps(profile),
+            projection=profile.settings.projection,
             fingerprint=fingerprint,
         )
         config = _config(entries, profile, settings)

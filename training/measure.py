@@ -11,7 +11,9 @@ from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 
 from ..guidance import coordinates
+from ..guidance.course import folding_factor
 from ..guidance.coverage import per_sample
+from ..guidance.extent import GapExtent
 from ..guidance.host_types import Conditioning, ModelSampling, Options
 from ..models.errors import AnnealingError
 from ..models.schedule import timestep_of_nsr
@@ -40,7 +42,7 @@ def measure_picture(
     for chunk in torch.arange(len(rows.timestep)).split(batch_size):
         part = _Rows(*(tensor[chunk] for tensor in vars(rows).values()))
         conditions = {"positive": cads.rows_of(perturbed, chunk), "clean": positive, "negative": negative}
-        probe = _Probe(part, settings.knots, batch_size)
+        probe = _Probe(part, settings, batch_size)
         guider = comfy.samplers.CFGGuider(model)
         guider.inner_set_conds(conditions)
         with torch.no_grad():
@@ -91,8 +93,9 @@ def _draw_rows(model: ModelPatcher, latent: torch.Tensor, settings: ProfileSetti
 class _Probe(comfy.samplers.Sampler):
     """Takes the place of a sampler, so that ComfyUI loads the model and prepares the conditions. It samples nothing."""
 
-    def __init__(self, rows: _Rows, knots: tuple[float, ...], batch_size: int):
-        self.rows, self.knots, self.batch_size = rows, knots, batch_size
+    def __init__(self, rows: _Rows, settings: ProfileSettings, batch_size: int):
+        self.rows, self.knots, self.batch_size = rows, settings.knots, batch_size
+        self.projection = settings.projection
         self.measured: tuple[torch.Tensor, ...] = ()
 
     def sample(
@@ -114,18 +117,26 @@ class _Probe(comfy.samplers.Sampler):
             conditions = [guider.conds[positive], guider.conds["negative"]]
             return comfy.samplers.calc_cond_batch(guider.inner_model, conditions, x, sigma, options)
 
+        def unguided(cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
+            """What guidance leads away from: the unconditional prediction, with projection less its difference along `cond`."""
+            return GapExtent().across(cond, uncond) if self.projection else uncond
+
         x = model_sampling.noise_scaling(per_sample(sigma, noise), noise, latent_image)
         cond, uncond = predict("positive", x, sigma)
-        gap_norm = coordinates.gap_norm(model_sampling, cond, uncond, sigma)
-        first = first_term(model_sampling, cond, uncond, latent_image, sigma)
+        other = unguided(cond, uncond)
+        gap_norm = coordinates.gap_norm(model_sampling, cond, other, sigma)
+        first = first_term(model_sampling, cond, other, latent_image, sigma)
+        share = 1 / folding_factor(*(coordinates.nsr_of_sigma(model_sampling, level) for level in (sigma, next_sigma)))
 
         def gaps_after(row: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
             """The gaps after the steps of these rows with these scales: [b, values], on the CPU, which has the memory."""
-            own, w = [tensor[row] for tensor in (x, cond, uncond)], per_sample(scale, x)
-            guided = own[2] + w * (own[1] - own[2])
-            x_next = null_renoised(model_sampling, own[0], guided, own[2], sigma[row], next_sigma[row])
+            own_x, own_cond, own_uncond, own_other = (tensor[row] for tensor in (x, cond, uncond, other))
+            # Projected guidance gives the part along `cond` CFG 1, which is 1 / k of what null renoising would give it.
+            along = per_sample(share[row], x) * (own_other - own_uncond)
+            guided = own_uncond + along + per_sample(scale, x) * (own_cond - own_other)
+            x_next = null_renoised(model_sampling, own_x, guided, own_uncond, sigma[row], next_sigma[row])
             next_cond, next_uncond = predict("clean", x_next, next_sigma[row])
-            return gap(model_sampling, next_cond, next_uncond, next_sigma[row]).cpu()
+            return gap(model_sampling, next_cond, unguided(next_cond, next_uncond), next_sigma[row]).cpu()
 
         curves = [GapCurve(tolerance(len(self.knots)), rounding(guider.inner_model)) for _ in sigma]
         scales = torch.tensor(table_scales(self.knots[0], self.knots[-1]), dtype=torch.float32)

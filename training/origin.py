@@ -61,7 +61,9 @@ class Origin:
         settings["knots"] = tuple(_numbers(settings["knots"]))
         if not 2 <= len(settings["knots"]) <= MAX_KNOTS or settings["knots"][0] <= -1 or not _rising(settings["knots"]):
             raise ValueError("its knots are not a few rising numbers")
-        if any(type(settings[name]) is not kind for name, kind in (("samples", int), ("perturb", bool), ("seed", int))):
+        settings.setdefault("projection", False)  # profiles of before it was measured
+        kinds = {"samples": int, "perturb": bool, "seed": int, "projection": bool}
+        if any(type(settings[name]) is not kind for name, kind in kinds.items()):
             raise ValueError("its settings are not what they should be")
         texts = [fingerprint["architecture"], fingerprint["patches"], fingerprint["sampling"], fingerprint.get("merged", "")]
         if any(type(text) is not str or not text.isprintable() for text in texts):

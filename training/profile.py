@@ -35,6 +35,7 @@ class ProfileSettings:
         them. Their number sets the accuracy: each entry is measured at about this many scales, which `curve` chooses. Profiles
         in the old format were measured at exactly these scales.
     perturb: whether the conditional embeddings are perturbed (CADS) for the first term, as the paper does.
+    projection: whether all is measured of guidance that goes only across the conditional prediction, the gap norm too.
     """
 
     training_grid: TrainingGrid
@@ -42,6 +43,7 @@ class ProfileSettings:
     knots: tuple[float, ...] = spread_knots(0.0, 4.0, 9)
     perturb: bool = True
     seed: int = 0
+    projection: bool = False
 
 
 @dataclass(frozen=True)

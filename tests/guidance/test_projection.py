@@ -108,13 +108,13 @@ def test_only_what_the_mask_lets_change_counts():
     run_.extent.follow_mask(options)
     options["denoise_mask_function"](torch.ones(3), mask, extra_options={})
     run_.extent.gap_norm(cond, uncond, None)
-    across = cond - run_.across(cond, uncond)
+    across = cond - run_.extent.across(cond, uncond)
     torch.testing.assert_close((across * cond * mask).flatten(1).sum(1), torch.zeros(3), atol=1e-4, rtol=0)
 
 
 def test_a_prediction_of_zeros_has_no_direction_to_leave_out():
     run_ = run_of(closed_form_model(), Guidance(SmoothScale(), projection="on"), NOISE, SIGMAS)
-    assert torch.equal(run_.across(torch.zeros(SHAPE), NOISE), NOISE)
+    assert torch.equal(run_.extent.across(torch.zeros(SHAPE), NOISE), NOISE)
 
 
 def test_an_unknown_projection_is_refused():

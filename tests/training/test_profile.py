@@ -57,7 +57,9 @@ class Direct:
             self.blurs.append(values[0])
             self.points.append(values[1:].view(two_points.SHAPE))
 
-    def terms(self, scale: float) -> tuple[float, float]:
+    def terms(self, scale: float, projection: bool = False) -> tuple[float, float]:
+        if projection:
+            return self._projected_terms(scale)
         return self._epsilon_terms(scale) if self.kind == "epsilon" else self._velocity_terms(scale)
 
     def _epsilon_terms(self, scale: float) -> tuple[float, float]:
@@ -84,15 +86,36 @@ class Direct:
         next_c, next_u = self._velocities((1 - next_s) * x0_w + next_s * eps_u, next_s)
         return float(((v_w - (self.eps - self.x0)) ** 2).mean()), float(((next_c - next_u) ** 2).mean())
 
+    def _projected_terms(self, scale: float) -> tuple[float, float]:
+        """As an ordinary step from x = x0 + n eps or (1 - s) x0 + s eps, guided by k w of CFG across the conditional prediction."""
+        level, following, denoised = self.level, self.next_level, two_points.ve_denoised
+        x, k = self.x0 + level * self.eps, 1 / (1 - following / level)
+        if self.kind == "velocity":
+            denoised = two_points.flow_denoised
+            x = (1 - level) * self.x0 + level * self.eps
+            k = 1 / (1 - following / (1 - following) * (1 - level) / level) if level < 1 else torch.tensor(1.0)
+
+        def pair(x, level):
+            cond, uncond = (denoised(x, level, *side) for side in zip(self.points, self.blurs, strict=True))
+            delta = cond - uncond
+            return cond, delta - (delta * cond).sum() / (cond * cond).sum() * cond
+
+        cond, across = pair(x, level)
+        guided = cond + (k * scale - 1) * across
+        _, next_across = pair(x + (following - level) * (x - guided) / level, following)
+        error = (cond + (scale - 1) * across - self.x0) / level
+        return float(error.square().mean()), float((next_across / following).square().mean())
+
     def _velocities(self, z, s):
         pairs = zip(self.points, self.blurs, strict=True)
         return [(z - two_points.flow_denoised(z, s, points, blur)) / s for points, blur in pairs]
 
 
+@pytest.mark.parametrize("projection", [False, True])
 @pytest.mark.parametrize("kind", ["epsilon", "velocity"])
-def test_both_terms_are_those_of_direct_evaluation_at_any_scale(kind):
-    settings = settings_for(kind, perturb=False)
-    profile = measured(kind, perturb=False)
+def test_both_terms_are_those_of_direct_evaluation_at_any_scale(kind, projection):
+    settings = settings_for(kind, perturb=False, projection=projection)
+    profile = measured(kind, perturb=False, projection=projection)
     second = Tabulated(settings.knots, profile.entries.second)
     scales = settings.knots[0] + torch.rand(len(profile.entries), generator=torch.Generator().manual_seed(1)) * 4.0
     table = second(scales)
@@ -100,7 +123,7 @@ def test_both_terms_are_those_of_direct_evaluation_at_any_scale(kind):
     first_errors, second_errors = [], []
     for row, scale in enumerate(scales.tolist()):
         number = numbers[int(profile.entries.picture[row])]
-        first, gap = Direct(kind, number, row % settings.samples, settings).terms(scale)
+        first, gap = Direct(kind, number, row % settings.samples, settings).terms(scale, projection)
         a, b, c = profile.entries.first[row].double().tolist()
         first_errors.append(abs(a + b * scale + c * scale**2 - first) / first)
         second_errors.append(abs(float(table[row]) - gap) / gap)
