@@ -125,6 +125,7 @@ class AnnealingProfiler(io.ComfyNode):
             knots=spread_knots(0.0, LARGEST_SCALE, one["knots"]),
             perturb=one["perturb_captions"],
             seed=one["seed"],
+            projection=one.get("projection", False),
         )
         if latents:
             pictures = given_pictures(latents, several["positive"])
@@ -222,6 +223,14 @@ def _expert_profiler_inputs() -> list[io.Input]:
             default="euler",
             tooltip="Without latents: sampler for making a picture.",
             **where_known(io.Combo.Input, advanced=True),
+        ),
+        io.Boolean.Input(
+            "projection",
+            default=False,
+            optional=True,
+            tooltip="Measures guidance that goes only across the conditional prediction. The fitted scale is made for it: guider "
+            "and patch project then, where their projection is auto. The demo's own scales are made so.",
+            **where_known(io.Boolean.Input, advanced=True),
         ),
     ]
 

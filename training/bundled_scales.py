@@ -8,28 +8,18 @@ from typing import Any
 
 import torch
 
-from ..guidance import paper_schedule
-from ..guidance.host_types import ModelSampling
 from ..shapes.loader import VARIANTS, captioned_pictures, load_shapes
 from .console import PictureLine, fit_and_save
-from .fit import FitSettings, LossBalance
+from .fit import FitSettings
+from .once import own_grid
 from .pictures import Picture, encode, given_pictures
 from .profile import ProfileSettings, TrainingGrid
 from .shards import MeasuredProfile, measure, measure_into
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "models" / "weights"
-# At lambda 0 the fitted scale is near 1 on any grid. So the grid sets the strength there, and the balance of the loss sets how
-# far lambda raises it. With these, lambda 0 to 0.9 spans what is useful on Shapes: CFG 3 to 5 on average. On the paper's 50 steps
-# a scale of 1 already means CFG 12.
-EPSILON_STEP = 100  # timesteps: 10 steps
-FLOW_STEPS = 14
-BALANCE: LossBalance = "ratio"
+# What came out best on Shapes, on the steps of once.own_grid (benchmarks/studies/projection.py).
+PROJECTION, PERTURB, BALANCE = True, False, "ratio"
 PICTURES, SAMPLES = 512, 4
-
-
-def training_grid(variant: str, model_sampling: ModelSampling) -> TrainingGrid:
-    """epsilon: every 100th timestep. flow: even times through the model's own shift, as the Paper Schedule node gives them."""
-    return EPSILON_STEP if variant == "epsilon" else tuple(paper_schedule.sigmas(model_sampling, FLOW_STEPS).tolist())
 
 
 def training_pictures(clip: Any, vae: Any, count: int, seed: int) -> list[Picture]:
@@ -47,15 +37,13 @@ def measure_shapes(
     seed: int = 0,
     grid: TrainingGrid | None = None,
     folder: Path | None = None,
-    projection: bool = False,
 ) -> MeasuredProfile:
     """The profile of a Shapes model on a training grid (None: its own), kept in the folder if there is one.
 
     The negative is the empty prompt, which is zeros.
     """
     model, clip, vae = load_shapes(variant)
-    grid = training_grid(variant, model.get_model_object("model_sampling")) if grid is None else grid
-    settings = ProfileSettings(grid, samples=SAMPLES, seed=seed, projection=projection)
+    settings = ProfileSettings(grid or own_grid(model), samples=SAMPLES, perturb=PERTURB, seed=seed, projection=PROJECTION)
     negative = encode(clip, "")
     drawn = training_pictures(clip, vae, pictures, seed)
     inputs = model, drawn, negative, settings

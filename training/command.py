@@ -85,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     how = result.add_argument_group("training")
     how.add_argument("--steps", type=int, default=0, help="steps that the scale is made for (50, flow models 28)")
     how.add_argument("--samples", type=int, default=8, help="noise levels per picture (8)")
+    how.add_argument("--projection", action="store_true", help="for guidance across the conditional prediction only")
     how.add_argument("--batch-size", type=int, default=4, help="noise levels at once: more memory, more speed (4)")
     how.add_argument("--seed", type=int, default=0)
     only = how.add_mutually_exclusive_group()
@@ -139,7 +140,10 @@ def _measure(options: argparse.Namespace, folder: Path, rank: int, world: int) -
     if options.zero_negative:
         negative = zeroed(negative)
     settings = ProfileSettings(
-        training_grid(loaded.model.get_model_object("model_sampling"), options.steps), options.samples, seed=options.seed
+        training_grid(loaded.model.get_model_object("model_sampling"), options.steps),
+        options.samples,
+        seed=options.seed,
+        projection=options.projection,
     )
     maker = None
     if options.prompts:

@@ -38,7 +38,8 @@ def ablations(methods: Methods) -> dict[str, dict[str, Run]]:
     def by_gap(power: float) -> dict[str, Run]:
         def guider(scale: float):
             constant = FixedScale("constant", scale)
-            return demo.annealing(ByGap(constant, power, *calibration(methods, constant, 0.0)) if power else constant, 0.0)
+            rule = ByGap(constant, power, *calibration(methods, constant, 0.0)) if power else constant
+            return demo.annealing(rule, 0.0, projection="on")
 
         return runs(CONSTANTS, guider)
 
@@ -49,6 +50,7 @@ def ablations(methods: Methods) -> dict[str, dict[str, Run]]:
 
     return {
         "annealing, matching off": methods.annealing(demo.scale, lambdas=LAMBDAS, match_training_steps=False),
+        "annealing, projection off": methods.annealing(demo.scale, lambdas=LAMBDAS, projection="off"),
         "annealing, gap frozen": frozen(gap=True),
         "annealing, timestep frozen": frozen(timestep=True),
         "annealing, both frozen": frozen(gap=True, timestep=True),

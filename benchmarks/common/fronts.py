@@ -10,7 +10,7 @@ from .measures import front
 # Okabe and Ito's colours, which the colour-blind can tell apart; each method has a marker of its own besides.
 STYLES = {
     "annealing": ("#D55E00", "o"),
-    "annealing and projection at cfg": ("#000000", "*"),
+    "annealing at cfg": ("#000000", "*"),
     "CFG": ("#0072B2", "s"),
     "CFG++": ("#009E73", "^"),
     "APG": ("#CC79A7", "D"),

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable
 
 import comfy.samplers
-from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_apg import APG
 from comfy_extras.nodes_cfg import CFGNorm, CFGZeroStar
 from comfy_extras.nodes_fresca import FreSca
@@ -21,7 +20,6 @@ from . import pack_module
 from .demo import Demo
 
 Run = Callable[[], tuple]
-Patch = Callable[[ModelPatcher], ModelPatcher]
 
 CFG_SCALES = (1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0)
 CFG_PP_STRENGTHS = (1.5, 2.0, 3.0, 4.0, 5.0, 7.5)  # as the mean CFG scale of the same steps; see cfg_pp
@@ -98,31 +96,26 @@ class Methods:
         return {
             "annealing": self.annealing(self.demo.scale),
             "annealing, dpmpp_2m": self.annealing(self.demo.scale, solver=True),
-            "annealing and projection": self.annealing(self.demo.scale, projection="on"),
-            "annealing at cfg": self._asked_cfg("off"),
-            "annealing and projection at cfg": self._asked_cfg("on"),
-            "annealing and APG": self.annealing(self.demo.scale, patch=lambda model: APG.execute(model, **APG_SETTINGS)[0]),
+            "annealing at cfg": self._asked_cfg(),
         }
 
-    def annealing(
-        self, scale_model, solver: bool = False, lambdas=LAMBDAS, patch: Patch = lambda model: model, **settings
-    ) -> dict[str, Run]:
-        """lambda -> run of the guider. solver: with dpmpp_2m instead of null renoising. patch: another node before it."""
+    def annealing(self, scale_model, solver: bool = False, lambdas=LAMBDAS, **settings) -> dict[str, Run]:
+        """lambda -> run of the guider. solver: with dpmpp_2m instead of null renoising."""
 
         def run(value: float) -> Run:
             return lambda: (
-                self.demo.annealing(scale_model, value, model=patch(self.demo.model), **settings),
+                self.demo.annealing(scale_model, value, **settings),
                 self.dpmpp_2m if solver else self.null,
                 self.solver_sigmas if solver else self.sigmas,
             )
 
         return {f"{value:g}": run(value) for value in lambdas}
 
-    def _asked_cfg(self, projection: str) -> dict[str, Run]:
+    def _asked_cfg(self) -> dict[str, Run]:
         """Annealing at lambda 0.4, as strong as a CFG scale on average."""
         runs = {}
         for cfg in ASKED_CFG:
-            (runs[f"{cfg:g}"],) = self.annealing(self.demo.scale, lambdas=(0.4,), cfg=cfg, projection=projection).values()
+            (runs[f"{cfg:g}"],) = self.annealing(self.demo.scale, lambdas=(0.4,), cfg=cfg).values()
         return runs
 
     def _cfg(self, scale: float, solver: bool = False, model: Callable[[], object] = lambda: None) -> Run:

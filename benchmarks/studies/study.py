@@ -45,13 +45,16 @@ def counted(model) -> list[int]:
     return rows
 
 
-def measured(variant: str, count: int, seed: int, samples: int = 4, knots: int = 9, grid=None, pictures=None) -> tuple:
+def measured(
+    variant: str, count: int, seed: int, samples: int = 4, knots: int = 9, grid=None, pictures=None, **settings
+) -> tuple:
     """(the profile of a Shapes model, evaluations of the model for each picture).
 
     Of rendered pictures, or of those that `pictures`, (model, clip, vae) -> list, makes. grid: Train Annealing Scale's own.
     """
     model, clip, vae = load_shapes(variant)
-    settings = ProfileSettings(grid or own_grid(model), samples, spread_knots(0.0, LARGEST_SCALE, knots), seed=seed)
+    knots = spread_knots(0.0, LARGEST_SCALE, knots)
+    settings = ProfileSettings(grid or own_grid(model), samples, knots, seed=seed, **settings)
     chosen = pictures(model, clip, vae) if pictures else training_pictures(clip, vae, count, seed)
     rows = counted(model)  # from here on: the model may have made the pictures
     return measure(model, chosen, encode(clip, ""), settings), sum(rows) / len(chosen)

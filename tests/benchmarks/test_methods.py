@@ -66,11 +66,11 @@ def test_cfg_and_projection_is_guidance_across_the_conditional_prediction(method
     assert seen["share"] > 1e-3  # there was something to project
 
 
-def test_annealing_and_projection_draws_the_same_null_renoised_and_folded(methods):
-    guider, null, sigmas = methods.ours()["annealing and projection"]["0.4"]()
+def test_annealing_projects_and_draws_the_same_null_renoised_and_folded(methods):
+    guider, null, sigmas = methods.ours()["annealing"]["0.4"]()
     projected = latents(methods, guider, null, sigmas)
     torch.testing.assert_close(projected, latents(methods, guider, methods.euler, sigmas), atol=1e-4, rtol=1e-4)
-    plain = latents(methods, *methods.ours()["annealing"]["0.4"]())
+    plain = latents(methods, *methods.annealing(methods.demo.scale, projection="off")["0.4"]())
     assert (projected - plain).abs().max() > 1e-2
 
 

@@ -15,6 +15,7 @@ from annealing_guidance_pack.models.scale_file import load_scale
 from annealing_guidance_pack.training import bundled_scales, shards
 from annealing_guidance_pack.training.fit import FitSettings
 from annealing_guidance_pack.training.knots import Tabulated
+from annealing_guidance_pack.training.once import own_grid
 from annealing_guidance_pack.training.profile import Profile, ProfileSettings
 from annealing_guidance_pack.training.shards import measure
 from annealing_guidance_pack.training.training_grid import training_grid
@@ -38,7 +39,7 @@ def test_the_tabulated_second_term_is_the_model_s_own_on_every_grid(variant, gri
     model, clip, vae = bundled_scales.load_shapes(variant)
     model_sampling = model.get_model_object("model_sampling")
     if grid == "own":
-        levels = bundled_scales.training_grid(variant, model_sampling)
+        levels = own_grid(model)
     else:
         levels = training_grid(model_sampling, int(grid.split()[1]), grid.split()[0])
     pictures = bundled_scales.training_pictures(clip, vae, PICTURES, seed=0)
@@ -68,8 +69,8 @@ def test_the_bundled_scale_belongs_to_the_model(variant):
     info = load_scale(bundled_scales.WEIGHTS / model.model.model_config.annealing_scale).info
     assert info.prediction == {"epsilon": "epsilon", "flow": "velocity"}[variant]
     assert info.reference_numel == 4 * 16 * 16
-    grid = bundled_scales.training_grid(variant, model.get_model_object("model_sampling"))
-    assert info.training_grid == pytest.approx(grid)
+    assert info.training_grid == pytest.approx(own_grid(model))
+    assert info.projection
     assert info.licence == "Apache-2.0"
 
 
