@@ -104,7 +104,7 @@ def test_ids_inputs_and_outputs_are_the_public_ones(node):
     simple = [given.id for given in schema.inputs if not getattr(given, "advanced", None)]
     assert simple[: len(inputs)] == inputs and (simple == inputs or not hasattr(schema.inputs[0], "advanced"))
     assert [output.io_type for output in schema.outputs] == outputs
-    assert {given.id for given in schema.inputs if given.optional} <= {"latents"}
+    assert {given.id for given in schema.inputs if given.optional} <= {"latents", "projection"}
     assert all(given.tooltip for given in (*schema.inputs, *schema.outputs)) and schema.description
     assert not schema.is_experimental
 

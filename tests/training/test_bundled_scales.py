@@ -94,8 +94,9 @@ def test_training_pictures_are_the_same_for_a_seed():
 
 def test_the_command_tells_a_user_s_mistake_in_one_sentence(comfyui, tmp_path):
     (tmp_path / "shapes_flow").touch()  # in the place of the folder
-    command = [sys.executable, str(ROOT / "tools" / "shapes_scale.py"), "flow", "--pictures", "8", "--profiles", str(tmp_path)]
-    environment = {**os.environ, "COMFYUI_PATH": str(comfyui)}
+    command = [sys.executable, "-m", "devkit.in_process", "training.bundled_scales", "flow"]  # as `dev.py scale flow` does
+    command += ["--pictures", "8", "--profiles", str(tmp_path)]
+    environment = {**os.environ, "COMFYUI_PATH": str(comfyui), "PYTHONPATH": str(ROOT / "tools")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     assert "could not be written" in done.stderr and "Traceback" not in done.stderr
