@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import sys
 import time
 from pathlib import Path
@@ -195,7 +194,7 @@ def judge(points: dict[str, dict], judgement: Judgement, kept: dict | None = Non
         if method not in known:
             continue
         fronts[method]["interval"] = interval(values[1:])
-        for rival in ("CFG", "CFG++"):
+        for rival in ("CFG", "CFG++", "CFG and projection"):
             if rival in known and rival != method:
                 gain = values - volume[rival]
                 fronts[method] |= {f"over_{rival}": gain[0].item(), f"over_{rival}_interval": interval(gain[1:])}
@@ -253,23 +252,8 @@ def main() -> None:
                 continue
             judgement = judgement or Judgement(gallery)
             results.setdefault(variant, {})[f"{steps}"] = judge(points, judgement, kept.get(variant, {}).get(f"{steps}"))
-            report(variant, steps, results[variant][f"{steps}"])
     if results:
         write_results({"pictures": options.pictures, "variants": results}, options.output, options.device)
-
-
-def report(variant: str, steps: int, result: dict) -> None:
-    print(f"\n{variant}, {steps} steps{'':22}right      +-      FD     +-   density coverage  colour error")
-    for name, row in result["points"].items():
-        cells = f"{row['right']:7.1%} {row['right_interval']:6.1%} {row['fd']:7.3f} {row['fd_interval']:6.3f}"
-        print(f"{name:36} {cells} {row['density']:8.3f} {row['coverage']:8.3f} {row['colour_error']:10.4f}")
-    for name, row in sorted(result["fronts"].items(), key=lambda item: -item[1]["hypervolume"]):
-        over = "".join(
-            f"   over {r} {row[f'over_{r}']:+.3f} +- {row[f'over_{r}_interval']:.3f}"
-            for r in ("CFG", "CFG++")
-            if f"over_{r}" in row
-        )
-        print(f"{name:36} {row['hypervolume']:.3f} +- {row.get('interval', math.nan):.3f}{over}")
 
 
 if __name__ == "__main__":

@@ -113,10 +113,7 @@ class Methods:
 
     def _asked_cfg(self) -> dict[str, Run]:
         """Annealing at lambda 0.4, as strong as a CFG scale on average."""
-        runs = {}
-        for cfg in ASKED_CFG:
-            (runs[f"{cfg:g}"],) = self.annealing(self.demo.scale, lambdas=(0.4,), cfg=cfg).values()
-        return runs
+        return {f"{cfg:g}": self.annealing(self.demo.scale, lambdas=(0.4,), cfg=cfg)["0.4"] for cfg in ASKED_CFG}
 
     def _cfg(self, scale: float, solver: bool = False, model: Callable[[], object] = lambda: None) -> Run:
         return lambda: (

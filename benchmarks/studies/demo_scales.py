@@ -40,9 +40,10 @@ PARTS = {"balance": (128, 96, 20, BALANCE), "projection": (512, 512, 10, PROJECT
 def main() -> None:
     results: dict[str, dict] = {}
     for part, (prompts, pictures, steps, candidates) in PARTS.items():
+        results[part] = {"prompts": prompts, "training_pictures": pictures, "steps": steps, "variants": {}}
         for variant in VARIANTS:
-            demo, rows = Drawing(variant, prompts, REFERENCES), results.setdefault(part, {}).setdefault(variant, {})
-            methods = Methods(demo, steps)
+            demo, rows = Drawing(variant, prompts, REFERENCES), results[part]["variants"].setdefault(variant, {})
+            methods, projection = Methods(demo, steps), "on" if part == "projection" else "off"
             for name, (grid, of_profile, of_fit) in candidates[variant].items():
                 levels = training_grid(demo.model_sampling, grid)
                 profile, _ = measured(variant, pictures, seed=0, grid=levels, **of_profile)
@@ -50,8 +51,8 @@ def main() -> None:
                 for value in LAMBDAS:
                     with torch.no_grad():
                         mean = scale(entries.timestep, entries.gap_norm, value).mean().item()
-                    drawn = demo.figures(demo.annealing(scale, value, projection="on" if part == "projection" else "auto"),
-                                         methods.null, methods.sigmas)
+                    guider = demo.annealing(scale, value, projection=projection)
+                    drawn = demo.figures(guider, methods.null, methods.sigmas)
                     rows[f"{name}, lambda {value:g}"] = {"mean_scale": mean, **drawn}
     save(__file__, results)
 

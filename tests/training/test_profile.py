@@ -87,7 +87,7 @@ class Direct:
         return float(((v_w - (self.eps - self.x0)) ** 2).mean()), float(((next_c - next_u) ** 2).mean())
 
     def _projected_terms(self, scale: float) -> tuple[float, float]:
-        """As an ordinary step from x = x0 + n eps or (1 - s) x0 + s eps, guided by k w of CFG across the conditional prediction."""
+        """As an ordinary step from x = x0 + n eps or (1 - s) x0 + s eps, guided by CFG k w across the conditional prediction."""
         level, following, denoised = self.level, self.next_level, two_points.ve_denoised
         x, k = self.x0 + level * self.eps, 1 / (1 - following / level)
         if self.kind == "velocity":
