@@ -12,7 +12,7 @@
     python tools/dev.py compatibility   runs the compatibility tests and writes docs/COMPATIBILITY.md from them
     python tools/dev.py pack     the archive for ComfyUI's registry, validated, with its bill of materials; --release to publish
     python tools/dev.py check    style, types (mypy), workflow files (actionlint)
-    python tools/dev.py audit    known weaknesses of what the tools install (pip-audit)
+    python tools/dev.py audit    known vulnerabilities of what the tools install (pip-audit)
     python tools/dev.py comfyui  a ComfyUI with its requirements: comfyui FOLDER --version 0.3.75
     python tools/dev.py publish  to ComfyUI's registry; the public workflow does this
     python tools/dev.py fuzz     hostile files for the readers of scales and profiles: fuzz --minutes 10
@@ -91,7 +91,7 @@ def bench_all(full: bool) -> int:
 
 
 def fuzz(*arguments: str) -> int:
-    """Run tools/fuzz.py, guided by coverage where atheris can be had for this Python."""
+    """Run tools/fuzz.py, guided by coverage where atheris is available for this Python."""
     atheris = ""
     try:
         code = "import sysconfig; print(sysconfig.get_path('purelib'))"

@@ -121,7 +121,7 @@ class ByAngle(ScaleModel):
 
     def __init__(self, scale_model) -> None:
         super().__init__(scale_model.info)
-        self.scale_model, self.cosine = scale_model, None
+        self.scale_model, self.cosine = scale_model, torch.zeros(0)
 
     def predict(self, args: dict):
         """Stands in the place of ComfyUI's calc_cond_batch, which it calls, to see the predictions before the scale is chosen."""
@@ -132,6 +132,8 @@ class ByAngle(ScaleModel):
         return [cond, uncond]
 
     def forward(self, timestep: torch.Tensor, gap_norm: torch.Tensor, _lambda: float) -> torch.Tensor:
-        x = ((1 + self.cosine) / 2).clip(0, 1)
+        # Before a run the scale is asked for on its noise levels, of which no angle is known.
+        cosine = self.cosine if self.cosine.shape == timestep.shape else torch.zeros_like(timestep)
+        x = ((1 + cosine) / 2).clip(0, 1)
         guidance_lambda = 0.5 + torch.sign(x - 0.5) * (2 * x - 1).abs().sqrt() / 2
         return self.scale_model(timestep, gap_norm, guidance_lambda)

@@ -64,7 +64,7 @@ class Methods:
     """All methods on one variant of the demo at one step count."""
 
     def __init__(self, demo: Demo, steps: int) -> None:
-        self.demo, self.steps = demo, steps
+        self.demo = demo
         self.epsilon = demo.scale.info.prediction == "epsilon"
         # epsilon: the 50-step schedule of the paper; flow: ComfyUI's usual one. Of the multistep solver: likewise the usual one.
         self.sigmas = demo.schedule("paper" if self.epsilon else "simple", steps)
@@ -96,7 +96,9 @@ class Methods:
         return {
             "annealing": self.annealing(self.demo.scale),
             "annealing, dpmpp_2m": self.annealing(self.demo.scale, solver=True),
-            "annealing at cfg": self._asked_cfg(),
+            "annealing at cfg": {
+                f"{cfg:g}": self.annealing(self.demo.scale, lambdas=(0.4,), cfg=cfg)["0.4"] for cfg in ASKED_CFG
+            },
         }
 
     def annealing(self, scale_model, solver: bool = False, lambdas=LAMBDAS, **settings) -> dict[str, Run]:
@@ -110,10 +112,6 @@ class Methods:
             )
 
         return {f"{value:g}": run(value) for value in lambdas}
-
-    def _asked_cfg(self) -> dict[str, Run]:
-        """Annealing at lambda 0.4, as strong as a CFG scale on average."""
-        return {f"{cfg:g}": self.annealing(self.demo.scale, lambdas=(0.4,), cfg=cfg)["0.4"] for cfg in ASKED_CFG}
 
     def _cfg(self, scale: float, solver: bool = False, model: Callable[[], object] = lambda: None) -> Run:
         return lambda: (

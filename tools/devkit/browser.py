@@ -24,7 +24,7 @@ HOW = (
     "or name a browser's program in ANNEALING_BROWSER"
 )
 APT = ["apt-get", "-o", "DPkg::Lock::Timeout=120"]
-# Where a browser may be had from, and the commands that install it. Only root may use apt; for others it fails at once.
+# Where a browser may come from, and the commands that install it. Only root may use apt; for others it fails at once.
 WAYS = {
     "Playwright's Chromium": [[sys.executable, "-m", "playwright", "install", "chromium"]],
     "Debian's chromium": [[*APT, "update"], [*APT, "install", "--yes", "--no-install-recommends", "chromium"]],

@@ -43,14 +43,14 @@ def check() -> int:
 
 
 def audit() -> int:
-    """Known weaknesses (pip-audit) of all that is installed in ComfyUI's environment and in those of the tools; 0 for none.
+    """Known vulnerabilities (pip-audit) of all that is installed in ComfyUI's environment and in those of the tools; 0 for none.
 
     A package that could not be looked up counts as one: nothing found must mean that there is nothing.
     """
     failed = []
     host = prepare_host()
     environments = {"ComfyUI": host.environment()}  # with the tests' packages
-    tools = {name: tool_python(name) for name in TOOLS if name != "atheris"}  # which is not to be had for every Python
+    tools = {name: tool_python(name) for name in TOOLS if name != "atheris"}  # which is not available for every Python
     for name, python in {"ComfyUI": host.python, **tools}.items():
         print(f"--- {name}", flush=True)
         with tempfile.TemporaryDirectory(prefix="annealing-guidance-audit-") as folder:
@@ -59,7 +59,7 @@ def audit() -> int:
             how = ["--requirement", str(listed), "--no-deps", "--disable-pip", "--strict"]
             if run_attached([str(tool_python("pip-audit")), "-m", "pip_audit", *how], os.environ) != 0:
                 failed.append(name)
-    print(f"--- {'no known weaknesses' if not failed else 'see above: ' + ', '.join(failed)}")
+    print(f"--- {'no known vulnerabilities' if not failed else 'see above: ' + ', '.join(failed)}")
     return int(bool(failed))
 
 
