@@ -10,7 +10,7 @@ import torch
 
 from ..shapes.loader import VARIANTS, captioned_pictures, load_shapes
 from .console import PictureLine, fit_and_save
-from .fit import FitSettings
+from .fit import FitSettings, LossBalance
 from .once import own_grid
 from .pictures import Picture, encode, given_pictures
 from .profile import ProfileSettings, TrainingGrid
@@ -18,7 +18,8 @@ from .shards import MeasuredProfile, measure, measure_into
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "models" / "weights"
 # What came out best on Shapes, on the steps of once.own_grid (benchmarks/studies/projection.py).
-PROJECTION, PERTURB, BALANCE = True, False, "ratio"
+PROJECTION, PERTURB = True, False
+BALANCE: LossBalance = "ratio"
 PICTURES, SAMPLES = 512, 4
 
 
