@@ -19,9 +19,8 @@ from grid import labelled_grid
 from PIL import Image
 
 WORKFLOW = ROOT / "workflows" / "api" / "demo.json"
-# Scenes that the demo model never saw in training. Every prompt has a seed of its own, the same in every column. The seeds
-# are typical of the epsilon model: in each column as many of the eight go wrong as of all 512 held-out prompts
-# (benchmarks/quality.py): 4 without guidance, 1 with CFG, none with annealing.
+# Scenes that the demo model never saw in training, each with a seed of its own. The seeds were chosen so that in each column of
+# the epsilon model as many are wrong as of all 512 held-out prompts: 4 without guidance, 1 with CFG, none with annealing.
 FIRST_SEED = 25
 PROMPTS = [
     "a red circle left of a green cross",

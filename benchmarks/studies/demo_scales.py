@@ -5,7 +5,6 @@ from __future__ import annotations
 from study import LAMBDAS, VARIANTS, Drawing, fitted, measured, save
 
 # isort: split
-import torch
 from annealing_guidance_pack.training.training_grid import training_grid
 from common.methods import Methods
 from quality import REFERENCES
@@ -49,8 +48,7 @@ def main() -> None:
                 profile, _ = measured(variant, pictures, seed=0, grid=levels, **of_profile)
                 scale, entries = fitted(profile, **of_fit), profile.entries
                 for value in LAMBDAS:
-                    with torch.no_grad():
-                        mean = scale(entries.timestep, entries.gap_norm, value).mean().item()
+                    mean = scale(entries.timestep, entries.gap_norm, value).mean().item()
                     guider = demo.annealing(scale, value, projection=projection)
                     drawn = demo.figures(guider, methods.null, methods.sigmas)
                     rows[f"{name}, lambda {value:g}"] = {"mean_scale": mean, **drawn}

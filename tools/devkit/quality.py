@@ -47,15 +47,14 @@ def audit() -> int:
 
     A package that could not be looked up counts as one: nothing found must mean that there is nothing.
     """
-    failed = []
-    host = prepare_host()
-    environments = {"ComfyUI": host.environment()}  # with the tests' packages
+    host, failed = prepare_host(), []
     tools = {name: tool_python(name) for name in TOOLS if name != "atheris"}  # which is not available for every Python
     for name, python in {"ComfyUI": host.python, **tools}.items():
         print(f"--- {name}", flush=True)
         with tempfile.TemporaryDirectory(prefix="annealing-guidance-audit-") as folder:
             listed = Path(folder, "installed.txt")
-            listed.write_text("\n".join(installed_packages(python, environments.get(name))), encoding="utf-8")
+            environment = host.environment() if name == "ComfyUI" else None  # with the tests' packages
+            listed.write_text("\n".join(installed_packages(python, environment)), encoding="utf-8")
             how = ["--requirement", str(listed), "--no-deps", "--disable-pip", "--strict"]
             if run_attached([str(tool_python("pip-audit")), "-m", "pip_audit", *how], os.environ) != 0:
                 failed.append(name)
