@@ -61,7 +61,7 @@ class Origin:
         settings["knots"] = tuple(_numbers(settings["knots"]))
         if not 2 <= len(settings["knots"]) <= MAX_KNOTS or settings["knots"][0] <= -1 or not _rising(settings["knots"]):
             raise ValueError("its knots are not a few rising numbers")
-        settings.setdefault("projection", False)  # profiles of before it was measured
+        settings.setdefault("projection", False)  # files of before it could be measured do not name it
         kinds = {"samples": int, "perturb": bool, "seed": int, "projection": bool}
         if any(type(settings[name]) is not kind for name, kind in kinds.items()):
             raise ValueError("its settings are not what they should be")

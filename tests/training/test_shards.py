@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import two_points
 from annealing_guidance_pack.models.errors import AnnealingError
 from annealing_guidance_pack.training import shards
 from annealing_guidance_pack.training.knots import Tabulated
+from annealing_guidance_pack.training.origin import Origin
 from annealing_guidance_pack.training.pictures import given_pictures
 from annealing_guidance_pack.training.profile import Profile, ProfileSettings
 from annealing_guidance_pack.training.shards import load_folder, measure, measure_into, measured_pictures
@@ -155,6 +157,21 @@ def test_a_profile_in_the_old_format_is_read_and_its_measuring_goes_on(tmp_path,
     assert torch.equal(both.entries.second[is_new], ten.entries.second[is_new])
 
 
+def test_a_profile_that_does_not_name_projection_is_one_without_it(tmp_path, monkeypatch, ten):
+    """As files were before it could be measured."""
+    metadata = Origin.metadata
+
+    def before(origin):
+        settings = json.loads(metadata(origin)["settings"])
+        del settings["projection"]
+        return metadata(origin) | {"settings": json.dumps(settings)}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Origin, "metadata", before)
+        fill(tmp_path, pictures(10)[:3])
+    assert_same(fill(tmp_path, pictures(10)), ten)
+
+
 def test_files_that_are_no_shards_are_skipped(tmp_path, caplog):
     import safetensors.torch
 
@@ -175,6 +192,7 @@ OTHER_NEGATIVE = [[1.1 * two_points.NEGATIVE[0][0], {}]]
         ({"settings": dataclasses.replace(SETTINGS, seed=7)}, r"another seed \(0, here 7\)"),
         ({"settings": dataclasses.replace(SETTINGS, perturb=False)}, r"another perturb \(True, here False\)"),
         ({"settings": dataclasses.replace(SETTINGS, knots=(0.0, 1.0))}, "another knots"),
+        ({"settings": dataclasses.replace(SETTINGS, projection=True)}, r"another projection \(False, here True\)"),
         ({"negative": OTHER_NEGATIVE}, "another negative prompt"),
         ({"model": two_points.two_point_model("velocity")}, "another way of sampling.*other kind of prediction"),
     ],
