@@ -122,7 +122,7 @@ def test_untouched_it_measures_every_picture_into_its_folder(profile, output):
     for name, column in vars(again.entries).items():  # in smaller batches: the same up to rounding
         torch.testing.assert_close(column, getattr(profile.entries, name), rtol=1e-4, atol=1e-6)
     assert len(profile.entries.picture.unique()) == COUNT and len(profile.entries) == 8 * COUNT
-    assert profile.settings.training_grid == 20 and profile.settings.perturb
+    assert profile.settings.training_grid == 20 and profile.settings.perturb and not profile.settings.projection
     assert list((output / "annealing_profiles" / "my_model").glob("*.safetensors"))
 
 
@@ -161,8 +161,9 @@ def test_without_latents_the_model_makes_the_pictures_itself():
 
 def test_the_settings_reach_the_profile():
     chosen = {"training_steps": 10, "training_scheduler": "karras", "samples_per_picture": 3, "seed": 7, "knots": 5}
-    settings = profiled(perturb_captions=False, batch_size=2, **chosen).settings
+    settings = profiled(perturb_captions=False, projection=True, batch_size=2, **chosen).settings
     assert (settings.samples, settings.seed, len(settings.knots), settings.perturb) == (3, 7, 5, False)
+    assert settings.projection
     assert len(settings.training_grid) == 11
 
 

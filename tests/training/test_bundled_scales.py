@@ -61,6 +61,7 @@ def test_the_command_writes_a_scale_that_lambda_moves(variant, profile, tmp_path
     scale = load_scale(tmp_path / f"shapes_{variant}.safetensors")
     at = profile.entries.timestep, profile.entries.gap_norm
     assert scale(*at, 0.0).mean() < scale(*at, 0.8).mean()
+    assert scale.info.projection  # as the profile was measured
     assert "lambda 0.4" in capsys.readouterr().out
 
 
