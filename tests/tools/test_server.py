@@ -79,7 +79,7 @@ def test_the_demo_workflow_gives_five_different_pictures(server, variant):
     pictures = [Image.open(io.BytesIO(files[0])) for files in saved.values()]
     assert {picture.size for picture in pictures} == {(128, 128)}
     assert len({picture.tobytes() for picture in pictures}) == 5
-    assert {("cfg_sampling", 1, 4), ("cfg_sampling", 4, 4)} <= set(seen)
+    assert {("cfg_5_sampling", 1, 4), ("cfg_5_sampling", 4, 4)} <= set(seen)
 
 
 def test_an_unknown_word_in_a_demo_prompt_is_named(server):
