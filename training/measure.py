@@ -126,15 +126,14 @@ class _Probe(comfy.samplers.Sampler):
         other = unguided(cond, uncond)
         gap_norm = coordinates.gap_norm(model_sampling, cond, other, sigma)
         first = first_term(model_sampling, cond, other, latent_image, sigma)
-        share = 1 / folding_factor(*(coordinates.nsr_of_sigma(model_sampling, level) for level in (sigma, next_sigma)))
+        k = folding_factor(*(coordinates.nsr_of_sigma(model_sampling, level) for level in (sigma, next_sigma)))
 
         def gaps_after(row: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
             """The gaps after the steps of these rows with these scales: [b, values], on the CPU, which has the memory."""
-            own_x, own_cond, own_uncond, own_other = (tensor[row] for tensor in (x, cond, uncond, other))
-            # Projected guidance gives the part along `cond` CFG 1, which is 1 / k of what null renoising would give it.
-            along = per_sample(share[row], x) * (own_other - own_uncond)
-            guided = own_uncond + along + per_sample(scale, x) * (own_cond - own_other)
-            x_next = null_renoised(model_sampling, own_x, guided, own_uncond, sigma[row], next_sigma[row])
+            own_x, own_cond, own_other = (tensor[row] for tensor in (x, cond, other))
+            # The null-renoised step with a scale is the ordinary one with k times as much CFG, which projection is defined for.
+            guided = own_cond + per_sample(k[row] * scale - 1, x) * (own_cond - own_other)
+            x_next = torch.lerp(guided, own_x, per_sample((next_sigma / sigma)[row], x))
             next_cond, next_uncond = predict("clean", x_next, next_sigma[row])
             return gap(model_sampling, next_cond, unguided(next_cond, next_uncond), next_sigma[row]).cpu()
 
@@ -174,18 +173,3 @@ def first_term(
 def gap(model_sampling: ModelSampling, cond: torch.Tensor, uncond: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """The values whose norm is coordinates.gap_norm, of the opposite sign: [B, N], float32."""
     return (cond - uncond).float().flatten(1) / coordinates.gap_divisor(model_sampling, sigma)[:, None]
-
-
-def null_renoised(
-    model_sampling: ModelSampling,
-    x: torch.Tensor,
-    guided: torch.Tensor,
-    uncond: torch.Tensor,
-    sigma: torch.Tensor,
-    next_sigma: torch.Tensor,
-) -> torch.Tensor:
-    """x' = alpha' D_w + sigma' eps_u, eps_u = (x - alpha D_u)/sigma, for x = alpha x0 + sigma eps. All [B, ...] and [B]."""
-    sigma, next_sigma = per_sample(sigma, x), per_sample(next_sigma, x)
-    scaled = coordinates.keeps_signal_scaled(model_sampling)
-    alpha, next_alpha = (1 - sigma, 1 - next_sigma) if scaled else (1.0, 1.0)
-    return next_alpha * guided + next_sigma * (x - alpha * uncond) / sigma
