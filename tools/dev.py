@@ -38,7 +38,7 @@ from functools import partial
 from pathlib import Path
 
 from devkit import ROOT, SetupError, archive, quality
-from devkit.host import cache_folder, make_comfyui, prepare_host, tool_python
+from devkit.host import Host, cache_folder, make_comfyui, prepare_host, tool_python
 from devkit.process import output_of, run_attached
 from devkit.server import Server, base_folder
 
@@ -132,17 +132,17 @@ def comfyui(*arguments: str) -> int:
     return 0
 
 
-def run_in_host(*command: str | Path, path: str = "") -> int:
+def run_in_host(*command: str | Path, path: str = "", host: Host | None = None) -> int:
     """Run ComfyUI's own Python in the repository's folder, with COMFYUI_PATH set. path: a folder to import from besides."""
-    host = prepare_host()
+    host = host or prepare_host()
     return run_attached([str(host.python), *map(str, command)], host.environment(str(ROOT / "tools"), path), folder=ROOT)
 
 
 def run_beside_server(script: str, *arguments: str) -> int:
     """Run a script with the address of a server started for it."""
     # A folder of its own: a scale that an earlier run trained would be found, and used in the place of the bundled one.
-    with tempfile.TemporaryDirectory() as base, Server(prepare_host(), Path(base), ROOT) as server:
-        return run_in_host(script, server.address, *arguments)
+    with tempfile.TemporaryDirectory() as base, Server(host := prepare_host(), Path(base), ROOT) as server:
+        return run_in_host(script, server.address, *arguments, host=host)
 
 
 COMMANDS = {
