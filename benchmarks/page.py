@@ -17,11 +17,10 @@ from statistics import geometric_mean
 
 from common import RESULTS, ROOT, confidence, import_pack
 from common.fronts import draw_fronts
-from common.regret import Regret, best_settings, draw_regrets, regrets
+from common.regret import RIVALS, Regret, best_settings, draw_regrets, regrets
 
 TEMPLATE = ROOT / "benchmarks" / "page.md"
 PAGE = ROOT / "docs" / "BENCHMARKS.md"
-FEW_STEPS = "10", "20"  # where all methods were drawn
 NO_REGRET = "no guidance", "CFG++"  # CFG++'s numbers mean another strength at each step count: it has no one setting
 DEFAULT = "annealing", "0.4"
 MISSING = "Not measured yet: `python tools/dev.py bench {name}`."
@@ -64,18 +63,32 @@ def hypervolumes(results: dict, ablations: bool) -> str:
     fronts = {method: [cell["fronts"].get(method) for _, _, cell in found] for method in methods}
     order = sorted(fronts, key=lambda method: -sum(front["hypervolume"] for front in fronts[method] if front))
     titles = (f"{variant}, {steps} steps" for variant, steps, _ in found)
-    return table(titles, {method: [_marked(front) for front in fronts[method]] for method in order})
+    return table(titles, {method: [_front(front) for front in fronts[method]] for method in order})
 
 
-def _marked(front: dict | None) -> str:
+def against(results: dict) -> str:
+    """How much larger annealing's front is than each rival's, in each cell."""
+    found = cells(results)
+    rows = {rival: [_gain(cell["fronts"]["annealing"], rival) for _, _, cell in found] for rival in RIVALS}
+    return table((f"{variant}, {steps} steps" for variant, steps, _ in found), rows, "larger than the front of")
+
+
+def _gain(front: dict, rival: str) -> str:
+    gain, half = front[f"over_{rival}"], front[f"over_{rival}_interval"]
+    return _marked(f"{gain:+.3f} ± {half:.3f}", gain, half)
+
+
+def _front(front: dict | None) -> str:
     if front is None:
         return ""
-    if "interval" not in front:
-        return f"{front['hypervolume']:.3f}"
-    text, over = f"{front['hypervolume']:.3f} ± {front['interval']:.3f}", front.get("over_CFG", 0.0)
-    if abs(over) <= front.get("over_CFG_interval", 0.0):
-        return text
-    return f"**{text}**" if over > 0 else f"*{text}*"
+    gain, half = front.get("over_CFG", 0.0), front.get("over_CFG_interval", 0.0)
+    return _marked("{hypervolume:.3f} ± {interval:.3f}".format_map(front), gain, half)
+
+
+def _marked(text: str, gain: float, half: float) -> str:
+    """Bold where the gain is larger than its interval, in italics where the loss is."""
+    mark = "" if abs(gain) <= half else "**" if gain > 0 else "*"
+    return f"{mark}{text}{mark}"
 
 
 def points(results: dict) -> str:
@@ -99,38 +112,32 @@ def points(results: dict) -> str:
 
 
 def chosen_regrets(results: dict) -> dict[str, Regret]:
-    """Each method's best single setting at 10 and 20 steps, and annealing's default."""
-    found = regrets([cell for cell in cells(results) if cell[1] in FEW_STEPS])
+    """Each method's best single setting, and annealing's default."""
+    found = regrets(cells(results))
     best = best_settings(found, lambda method: method not in NO_REGRET and not is_ablation(method))
     default = [r for r in found if (r.method, r.setting) == DEFAULT and r not in best]
     return {f"{r.method} {r.setting}".strip(): r for r in sorted([*best, *default], key=lambda r: r.worst[0])}
 
 
 def regret_table(results: dict) -> str:
-    everywhere = {(r.method, r.setting): r for r in regrets(cells(results))}
-    rows = {}
-    for name, regret in chosen_regrets(results).items():
-        also = everywhere.get((regret.method, regret.setting))
-        rows[name] = [
-            f"**{regret.worst[0]:+.2f}**{_half(regret.worst[1])}",
+    rows = {
+        name: [
+            f"**{regret.worst[0]:+.2f}** ± {regret.worst[1]:.2f}",
             f"{regret.mean:+.2f}",
-            *(f"{value:+.2f}{_half(half)}" for value, half in regret.cells.values()),
-            f"{also.worst[0]:+.2f}, {also.mean:+.2f}" if also else "",
+            *(f"{value:+.2f} ± {half:.2f}" for value, half in regret.cells.values()),
         ]
-    titles = [f"{variant}, {steps}" for variant, steps, _ in cells(results) if steps in FEW_STEPS]
-    return table(["worst", "mean", *titles, "worst, mean with 50 steps"], rows, "one setting")
-
-
-def _half(half: float | None) -> str:
-    return "" if half is None else f" ± {half:.2f}"
+        for name, regret in chosen_regrets(results).items()
+    }
+    return table(["worst", "mean", *(f"{variant}, {steps}" for variant, steps, _ in cells(results))], rows, "one setting")
 
 
 def quality(results: dict, page: Path) -> dict[str, str]:
     draw_fronts(cells(results), page.with_name("fronts.png"))
-    if chosen := chosen_regrets(results):
-        draw_regrets(chosen, page.with_name("regret.png"))
+    draw_regrets(chosen_regrets(results), page.with_name("regret.png"))
     return {
         "quality.about": f"{about(results)} {results['pictures']} pictures a point.",
+        "quality.perfect": "right in {right:.1%}, at FD {fd:.3f}".format_map(results["perfect"]),
+        "quality.against": against(results),
         "quality.figure": "![Prompts drawn right against Frechet distance, method by method](fronts.png)",
         "quality.regret": regret_table(results),
         "quality.regret_figure": "![Each method's best single setting: its regret in each cell](regret.png)",

@@ -1,6 +1,6 @@
 """Prompt following against picture quality: annealing guidance, what people use instead, and annealing with a part taken out.
 
-    python tools/dev.py bench quality [--variants epsilon flow] [--steps 10 20 50] [--methods CFG annealing ...] [--pictures 512]
+    python tools/dev.py bench quality [--variants epsilon flow] [--steps 10 20 50] [--methods CFG annealing ...] [--pictures 1024]
 
 On the Shapes demo, where both can be measured exactly: held-out prompts, the same noise for every method, the same number of
 steps and of model evaluations, several strengths of each method. Every point drawn is kept in the cache folder, so a run can
@@ -10,16 +10,17 @@ that are there and written to `benchmarks/results/quality.json`; docs/BENCHMARKS
 Of a point: the share of prompts drawn right (all; colours, shapes, relation alone), the Frechet distance (FD), density,
 coverage, precision and recall in the judge's features against 16 renderings of each prompt, the drawing error, the error of
 the shapes' colours and the saturation. Of a method: the share of the rectangle between (no guidance's share right, CFG's largest
-FD) and (all right, FD 0) that its points dominate. Intervals: 95%, bootstrap over scenes.
+FD) and (all right, FD 0) that its points dominate. Intervals: 95%, bootstrap over scenes. FD falls with the number of pictures:
+what perfect ones have is kept beside the points.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from common import RESULTS, load_hosts, pack_module, write_results
@@ -32,7 +33,7 @@ from common import regret
 from common.ablations import LAMBDAS, ablations
 from common.demo import Demo, spread
 from common.measures import Gaussian, frechet_distance, hypervolume, neighbourhoods
-from common.methods import Methods
+from common.methods import WEAK, Methods
 from devkit.host import cache_folder
 from safetensors.torch import load_file, save_file
 
@@ -41,7 +42,6 @@ VARIANTS = ("epsilon", "flow")
 REFERENCES = 16  # renderings of each prompt
 RESAMPLES = 200
 SEED = 2026
-IN_CONTENTION = 0.3  # of the loss: constant guidance that might be the best one of another sample of prompts
 
 
 class Gallery:
@@ -102,12 +102,12 @@ class Gallery:
                 "saturation": spread(pictures) / spread(drawn_anew),
             }
 
-    def rendered(self, times: int) -> dict:
-        """The same of what the renderer draws for the prompts, each so many times."""
-        generator, parts, rows = torch.Generator().manual_seed(SEED), [], torch.arange(len(self.demo.prompts))
+    def rendered(self, times: int, seed: int = SEED, draw: Callable = lambda pictures: pictures) -> dict:
+        """The same of what the renderer draws for the prompts, each so many times. draw: changes those pictures."""
+        generator, parts, rows = torch.Generator().manual_seed(seed), [], torch.arange(len(self.demo.prompts))
         for _ in range(times):
             pictures = self.scenes.render(self.scenes.place(self.demo.numbers, generator))
-            parts.append(self.figures(pictures, rows))
+            parts.append(self.figures(draw(pictures), rows))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -115,26 +115,36 @@ class Judgement:
     """Turns the points of one variant into figures with intervals. Every method is resampled alike, so differences are paired."""
 
     def __init__(self, gallery: Gallery) -> None:
-        reference = gallery.rendered(REFERENCES)["features"]
-        self.reference = Gaussian.of(reference)
-        self.root = self.reference.root
+        self.gallery = gallery
         n = len(gallery.demo.prompts)
-        self.nearest = reference[:n]
         scene = gallery.demo.numbers.unique(return_inverse=True)[1]
         generator = torch.Generator().manual_seed(SEED)
         rows_of = [torch.nonzero(scene == i).flatten() for i in range(scene.max() + 1)]
         draws = torch.randint(len(rows_of), (RESAMPLES, len(rows_of)), generator=generator)
         self.resamples = [torch.arange(n), *(torch.cat([rows_of[i] for i in draw]) for draw in draws)]
+        rendered = gallery.rendered(REFERENCES)["features"].unflatten(0, (REFERENCES, n))
+        self.nearest = rendered[0]
+        # Pictures of other scenes are compared with renderings of those: what is asked is how well scenes are drawn, not which.
+        self.references = [Gaussian.of(rendered[:, rows].flatten(0, 1)) for rows in self.resamples]
+        self.roots = [reference.root for reference in self.references]
 
     def position(self, point: dict):
-        """(share right, FD) as it is and of each resample: [1 + RESAMPLES, 2]."""
-        right = point["right"].all(1).double()
-        return torch.tensor(
+        """(share right, FD) of all pictures and of each resample: [1 + RESAMPLES, 2]."""
+        right, features = point["right"].all(1).double(), point["features"]
+        found = torch.tensor(
             [
-                (right[rows].mean().item(), frechet_distance(self.reference, Gaussian.of(point["features"][rows]), self.root))
-                for rows in self.resamples
+                (right[rows].mean().item(), frechet_distance(reference, Gaussian.of(features[rows]), root))
+                for rows, reference, root in zip(self.resamples, self.references, self.roots, strict=True)
             ]
         )
+        # A resample has pictures twice and so varies less, which makes its FD larger.
+        found[1:, 1] += found[0, 1] - found[1:, 1].mean()
+        return found
+
+    def perfect(self) -> dict[str, float]:
+        """The row of a model that draws what the renderer draws: other renderings, through the demo's autoencoder."""
+        point = self.gallery.rendered(1, SEED + 1, self.gallery.demo.through_autoencoder)
+        return self.row(point, self.position(point))
 
     def row(self, point: dict, position) -> dict[str, float]:
         share = point["right"].double().mean(0).tolist()
@@ -154,73 +164,44 @@ def interval(resampled) -> float:
     return 1.96 * resampled.std().item()
 
 
-def judge(points: dict[str, dict], judgement: Judgement, kept: dict | None = None) -> dict:
-    """{"points": {"CFG 3": row}, "fronts": {"CFG": row}} of {"CFG 3": figures, or None where that was not drawn}.
-
-    kept: what was published of this cell: its rows stand in for points that are not there. A front with such points has an
-    interval only if it is published itself.
-    """
-    kept = kept or {"points": {}, "fronts": {}}
-    drawn = {name: judgement.position(point) for name, point in points.items() if point}
-    rows = {
-        name: judgement.row(point, drawn[name]) if point else dict(kept["points"][name])
-        for name, point in points.items()
-        if point or name in kept["points"]
-    }
-    add_regret_intervals(rows, drawn)
-    fixed = {name: torch.tensor([[row["right"], row["fd"]]]).expand(1 + RESAMPLES, 2) for name, row in rows.items()}
+def judge(points: dict[str, dict], judgement: Judgement) -> dict:
+    """{"points": {"CFG 3": row}, "fronts": {"CFG": row}} of the drawn {"CFG 3": figures}; fronts need CFG and "no guidance"."""
+    at = {name: judgement.position(point) for name, point in points.items()}
+    rows = {name: judgement.row(point, at[name]) for name, point in points.items()}
     methods: dict[str, list[str]] = {}
     for name in rows:
         methods.setdefault(regret.parts(name)[0], []).append(name)
+    if not {"no guidance", "CFG"} <= set(methods):
+        return {"points": rows, "fronts": {}}
     # For the ablations, which have fewer settings: the whole method at just these.
     if whole := [name for name in methods.get("annealing", []) if float(regret.parts(name)[1]) in LAMBDAS]:
         methods["annealing, whole"] = whole
-    (start,), cfg = methods.pop("no guidance"), methods["CFG"]
-    known = {m for m, names in methods.items() if all(name in drawn for name in [start, *cfg, *names])}
+        # Lambda 0 is not weak guidance: that is asked for by `cfg`.
+        methods["annealing"] += [f"annealing at cfg {cfg:g}" for cfg in WEAK if f"annealing at cfg {cfg:g}" in rows]
+    losses = {name: regret.RIGHT_WEIGHT * (1 - found[:, 0]) + found[:, 1] for name, found in at.items()}
+    least = torch.stack([losses[name] for name in rows if regret.parts(name)[0] in regret.CONSTANT]).amin(0)
+    for name, row in rows.items():
+        row["regret_interval"] = interval((losses[name] - least)[1:])
+    (start,) = methods.pop("no guidance")
+    largest = torch.stack([at[name][:, 1] for name in methods["CFG"]]).amax(0)
+    corners = torch.stack([at[start][:, 0], largest], dim=1).tolist()  # of each resample
 
-    def volumes(method: str):
-        at = {**fixed, **drawn} if method in known else fixed
-        largest = torch.stack([at[name][:, 1] for name in cfg]).amax(0)
-        corners = torch.stack([at[start][:, 0], largest], dim=1).tolist()  # of each resample
-        each = torch.stack([at[name] for name in methods[method]], dim=1).tolist()  # [resamples, settings, 2]
+    def volumes(names: list[str]):
+        each = torch.stack([at[name] for name in names], dim=1).tolist()  # [resamples, settings, 2]
         return torch.tensor([hypervolume(map(tuple, p), tuple(c), (1.0, 0.0)) for p, c in zip(each, corners, strict=True)])
 
-    volume, fronts = {method: volumes(method) for method in methods}, {}
+    volume, fronts = {method: volumes(names) for method, names in methods.items()}, {}
     for method, values in volume.items():
-        if method not in known and method in kept["fronts"]:
-            fronts[method] = kept["fronts"][method]
-            continue
-        fronts[method] = {"hypervolume": values[0].item()}
-        if method not in known:
-            continue
-        fronts[method]["interval"] = interval(values[1:])
-        for rival in ("CFG", "CFG++", "CFG and projection"):
-            if rival in known and rival != method:
-                gain = values - volume[rival]
-                fronts[method] |= {f"over_{rival}": gain[0].item(), f"over_{rival}_interval": interval(gain[1:])}
+        fronts[method] = {"hypervolume": values[0].item(), "interval": interval(values[1:])}
+        for rival in (name for name in regret.RIVALS if name in volume and name != method):
+            gain = values - volume[rival]
+            fronts[method] |= {f"over_{rival}": gain[0].item(), f"over_{rival}_interval": interval(gain[1:])}
     return {"points": rows, "fronts": fronts}
-
-
-def add_regret_intervals(rows: dict[str, dict], drawn: dict) -> None:
-    """To each drawn row the interval of its regret against the best constant guidance, where the constants that might be best are
-    drawn too; the best of them is chosen anew in each resample."""
-    least = regret.loss(rows[regret.best_constant(rows)])
-    rivals = [n for n in rows if regret.parts(n)[0] in regret.CONSTANT and regret.loss(rows[n]) < least + IN_CONTENTION]
-    for row in rows.values():
-        row.pop("regret_interval", None)
-    if all(name in drawn for name in rivals):
-        losses = {name: regret.RIGHT_WEIGHT * (1 - at[:, 0]) + at[:, 1] for name, at in drawn.items()}
-        best = torch.stack([losses[name] for name in rivals]).amin(0)
-        for name, values in losses.items():
-            rows[name]["regret_interval"] = interval((values - best)[1:])
 
 
 def digest(*files: Path) -> str:
     """Short name of what is in files."""
-    found = hashlib.sha256()
-    for file in files:
-        found.update(file.read_bytes())
-    return found.hexdigest()[:8]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 
 def main() -> None:
@@ -229,31 +210,30 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", type=int, default=STEPS)
     parser.add_argument("--methods", nargs="+", help="draw only these; figures are made from all that are there")
     parser.add_argument("--settings", nargs="+", help="of these only such settings: 3 0.4")
-    parser.add_argument("--pictures", type=int, default=512, help="per point (512); 2048 where there is a GPU")
+    parser.add_argument("--pictures", type=int, default=1024, help="per point (1024); 2048 where there is a GPU")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--samples", type=Path, help="folder for the points (in the cache folder)")
-    parser.add_argument("--keep", action="store_true", help="points that are not there stay as the output file has them")
     parser.add_argument("--draw-only", action="store_true", help="no figures")
     parser.add_argument("--output", type=Path, default=RESULTS / "quality.json")
     options = parser.parse_args()
-    kept = json.loads(options.output.read_text(encoding="utf-8"))["variants"] if options.keep else {}
-    results: dict[str, dict] = {}
+    results, perfect = {}, None
     for variant in options.variants:
         demo = Demo(variant, options.pictures)
-        gallery, judgement = Gallery(options.samples or cache_folder() / "benchmarks" / "quality", demo), None
+        gallery, judgement = Gallery(cache_folder() / "benchmarks" / "quality", demo), None
         for steps in options.steps:
             methods = Methods(demo, steps)
-            points: dict[str, dict] = {}
+            points = {}
             for method, settings in {**methods.rivals(), **methods.ours(), **ablations(methods)}.items():
                 for setting, build in settings.items():
                     wanted = method in (options.methods or [method]) and setting in (options.settings or [setting])
-                    points[f"{method} {setting}".strip()] = gallery.point(steps, method, setting, build if wanted else None)
+                    if point := gallery.point(steps, method, setting, build if wanted else None):
+                        points[f"{method} {setting}".strip()] = point
             if options.draw_only:
                 continue
             judgement = judgement or Judgement(gallery)
-            results.setdefault(variant, {})[f"{steps}"] = judge(points, judgement, kept.get(variant, {}).get(f"{steps}"))
+            perfect = perfect or judgement.perfect()
+            results.setdefault(variant, {})[f"{steps}"] = judge(points, judgement)
     if results:
-        write_results({"pictures": options.pictures, "variants": results}, options.output, options.device)
+        write_results({"pictures": options.pictures, "perfect": perfect, "variants": results}, options.output, options.device)
 
 
 if __name__ == "__main__":

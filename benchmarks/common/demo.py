@@ -55,7 +55,16 @@ class Demo:
             guider.set_conds([[self.positive[rows], {}]], self.negative)
             empty = torch.zeros(len(rows), 4, 16, 16)
             latents = guider.sample(self.noise[rows], empty, sampler, sigmas, disable_pbar=True, seed=0)
-            yield self.vae.decode(latents).cpu().movedim(-1, 1)[:, :, ::4, ::4], rows
+            yield self.decoded(latents), rows
+
+    def decoded(self, latents):
+        """Pictures [b, 3, 32, 32] of latents, on the CPU; the demo shows them four times as large."""
+        return self.vae.decode(latents).cpu().movedim(-1, 1)[:, :, ::4, ::4]
+
+    def through_autoencoder(self, pictures):
+        """Pictures [n, 3, 32, 32] encoded and decoded: the best that a model can draw."""
+        large = pictures.repeat_interleave(4, 2).repeat_interleave(4, 3).movedim(1, -1)
+        return torch.cat([self.decoded(self.vae.encode(part)) for part in large.split(BATCH)])
 
 
 def spread(pictures):

@@ -24,10 +24,12 @@ Run = Callable[[], tuple]
 CFG_SCALES = (1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0)
 CFG_PP_STRENGTHS = (1.5, 2.0, 3.0, 4.0, 5.0, 7.5)  # as the mean CFG scale of the same steps; see cfg_pp
 RIVAL_SCALES = (2.0, 3.0, 5.0, 7.5)
-# The node adds so many projected gaps to the conditional prediction: across it, CFG + 1.
-PROJECTED_SCALES = (0.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.5, 10.0)
-ASKED_CFG = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.5, 10.0)  # annealing's strength said in CFG
-LAMBDAS = (0.0, 0.05, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9)
+# The node adds so many projected gaps to the conditional prediction: across it, CFG + 1. (Asked for 1, ComfyUI leaves CFG out.)
+PROJECTED_SCALES = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.5, 10.0)
+APG_SCALES = (1.5, 2.0, 3.0, 5.0, 7.5, 10.0)
+ASKED_CFG = (1.5, 2.0, 3.0, 4.0, 5.0, 7.5)  # annealing's strength said in CFG
+WEAK = ASKED_CFG[1:4]  # weaker than lambda 0: the lower end of annealing's front
+LAMBDAS = (0.0, 0.2, 0.4, 0.6, 0.8)
 APG_SETTINGS = {"eta": 0.0, "norm_threshold": 0.0, "momentum": -0.5}  # the paper's, without the bound on the norm
 PROJECTION = {"eta": 0.0, "norm_threshold": 0.0, "momentum": 0.0}  # APG without momentum: guiding across the prediction alone
 FRESCA = {"scale_low": 1.0, "scale_high": 1.25, "freq_cutoff": 3}  # its defaults at SDXL's size: 20 of 64, here 3 of 8
@@ -80,7 +82,7 @@ class Methods:
             "CFG": {f"{scale:g}": self._cfg(scale) for scale in CFG_SCALES},
             "CFG++": self._cfg_pp(),
             "RescaleCFG": self._patched(lambda: RescaleCFG().patch(model, 0.7)[0], (*RIVAL_SCALES, 10.0)),
-            "APG": self._patched(lambda: APG.execute(model, **APG_SETTINGS)[0]),
+            "APG": self._patched(lambda: APG.execute(model, **APG_SETTINGS)[0], APG_SCALES),
             "CFG and projection": self._patched(lambda: APG.execute(model, **PROJECTION)[0], PROJECTED_SCALES),
             "CFGZeroStar": self._patched(lambda: CFGZeroStar.execute(model)[0]),
             "CFG, dpmpp_2m": {f"{scale:g}": self._cfg(scale, solver=True) for scale in RIVAL_SCALES},

@@ -15,18 +15,19 @@ from . import pack_module
 
 RIGHT_WEIGHT = 10.0
 CONSTANT = "CFG", "CFG++"
+RIVALS = *CONSTANT, "APG", "CFG and projection"  # drawn in every cell with as many settings as a front needs
 Cell = tuple[str, str, dict]  # variant, steps, {"points": {"CFG 3": row}, ...}
 
 
 class Regret(NamedTuple):
-    """Of one setting: its regret in each cell, {(variant, steps): (regret, half its 95% interval or None)}."""
+    """Of one setting: its regret in each cell, {(variant, steps): (regret, half its 95% interval)}."""
 
     method: str
     setting: str
-    cells: dict[tuple[str, str], tuple[float, float | None]]
+    cells: dict[tuple[str, str], tuple[float, float]]
 
     @property
-    def worst(self) -> tuple[float, float | None]:
+    def worst(self) -> tuple[float, float]:
         return max(self.cells.values(), key=lambda cell: cell[0])
 
     @property
@@ -57,7 +58,7 @@ def regrets(cells: list[Cell]) -> list[Regret]:
         at = {}
         for variant, steps, cell in cells:
             row, best = cell["points"][name], cell["points"][best_constant(cell["points"])]
-            at[variant, steps] = loss(row) - loss(best), row.get("regret_interval")
+            at[variant, steps] = loss(row) - loss(best), row["regret_interval"]
         found.append(Regret(*parts(name), at))
     return found
 

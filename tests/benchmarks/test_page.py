@@ -5,7 +5,8 @@ import re
 
 import pytest
 from common import RESULTS, ROOT
-from page import PAGE, agreement, page_text
+from common.regret import RIVALS, best_constant, loss
+from page import PAGE, agreement, cells, page_text
 
 QUALITY = json.loads((RESULTS / "quality.json").read_text(encoding="utf-8"))
 
@@ -42,7 +43,20 @@ def test_results_agree_with_themselves_and_not_with_others():
 
 @pytest.mark.parametrize("steps", ["10", "20", "50"])
 @pytest.mark.parametrize("variant", ["epsilon", "flow"])
-def test_the_fronts_that_matter_most_are_there_with_512_pictures_a_point(variant, steps):
+def test_the_fronts_that_matter_most_are_there_with_1024_pictures_a_point(variant, steps):
     cell = QUALITY["variants"][variant][steps]
-    assert QUALITY["pictures"] >= 512
-    assert {"CFG", "CFG++", "annealing"} <= set(cell["fronts"])
+    assert QUALITY["pictures"] >= 1024
+    assert {"annealing", *RIVALS} <= set(cell["fronts"])
+    assert all(f"over_{rival}_interval" in cell["fronts"]["annealing"] for rival in RIVALS)
+
+
+@pytest.mark.parametrize(("variant", "steps", "cell"), cells(QUALITY), ids=lambda value: value if isinstance(value, str) else "")
+def test_annealing_untouched_is_better_than_the_best_constant_guidance_as_the_pages_say(variant, steps, cell):
+    rows = cell["points"]
+    assert loss(rows["annealing 0.4"]) < loss(rows[best_constant(rows)])
+
+
+def test_no_method_is_better_than_perfect_pictures():
+    rows = [row for _, _, cell in cells(QUALITY) for row in cell["points"].values()]
+    assert max(row["right"] for row in rows) <= QUALITY["perfect"]["right"]
+    assert min(row["fd"] for row in rows) > QUALITY["perfect"]["fd"]

@@ -7,7 +7,7 @@ from common.regret import best_constant, best_settings, draw_regrets, loss, part
 
 
 def row(right: float, fd: float, **more) -> dict:
-    return {"right": right, "fd": fd, **more}
+    return {"right": right, "fd": fd, "regret_interval": 0.0, **more}
 
 
 def cell(variant: str, **points: dict) -> tuple[str, str, dict]:
@@ -57,37 +57,45 @@ def test_the_figure_is_written(cells, tmp_path):
     assert (tmp_path / "regret.png").stat().st_size > 5_000
 
 
-def test_an_interval_of_a_regret_needs_the_constants_that_might_be_best():
-    steady, other = torch.tensor([[0.9, 1.0]] * 5), torch.tensor([[0.8, 1.0], [0.9, 1.0], [0.8, 1.0], [0.9, 1.0], [0.8, 1.0]])
-    rows = {"CFG 3": row(0.9, 1.0), "CFG 5": row(0.9, 1.1), "CFG 10": row(0.0, 9.0), "APG 2": row(0.8, 1.0)}
-    quality.add_regret_intervals(rows, {"CFG 3": steady, "APG 2": other})
-    assert "regret_interval" not in rows["APG 2"]  # CFG 5 might be the best
-    quality.add_regret_intervals(rows, {"CFG 3": steady, "CFG 5": steady, "APG 2": other})
-    losses = torch.tensor([0.0, 1.0, 0.0, 1.0])
-    assert rows["APG 2"]["regret_interval"] == pytest.approx(1.96 * losses.std().item(), rel=1e-5)
-    assert rows["CFG 3"]["regret_interval"] == 0
-    assert "regret_interval" not in rows["CFG 10"]
+class Judgement:
+    """Takes (share right, FD), or such a pair for each resample, for what was drawn."""
+
+    def position(self, point):
+        found = torch.tensor(point)
+        return found if found.dim() == 2 else found.expand(1 + quality.RESAMPLES, 2)
+
+    def row(self, point, position):
+        return row(*position[0].tolist())
 
 
-def test_a_published_point_stands_in_for_one_that_is_not_there():
-    class Judgement:
-        def position(self, point):
-            return point["at"]
+def test_an_interval_of_a_regret_is_of_the_difference_from_the_constant_that_is_best_in_each_resample():
+    steady, other = [[0.9, 1.0]] * 5, [[0.8, 1.0], [0.9, 1.0], [0.8, 1.0], [0.9, 1.0], [0.8, 1.0]]
+    better_now_and_then = [[0.9, 1.1], [0.9, 1.1], [1.0, 1.0], [0.9, 1.1], [0.9, 1.1]]
+    points = {"no guidance": steady, "CFG 3": steady, "CFG 5": better_now_and_then, "APG 2": other}
+    found = {name: point["regret_interval"] for name, point in quality.judge(points, Judgement())["points"].items()}
+    assert found["APG 2"] == pytest.approx(1.96 * torch.tensor([0.0, 2.0, 0.0, 1.0]).std().item(), rel=1e-5)
+    assert found["CFG 3"] == pytest.approx(1.96 * torch.tensor([0.0, 1.0, 0.0, 0.0]).std().item(), rel=1e-5)
 
-        def row(self, point, position):
-            return row(*position[0].tolist())
 
-    def at(right: float, fd: float):
-        return {"at": torch.tensor([[right, fd]] * (1 + quality.RESAMPLES))}
+def test_a_front_is_compared_with_each_rivals():
+    points = {
+        "no guidance": (0.5, 2.0),
+        "CFG 3": (0.75, 1.0),
+        "CFG 10": (0.75, 2.0),
+        "APG 2": (0.5, 0.0),
+        "annealing 0": (1.0, 1.0),
+    }
+    fronts = quality.judge(points, Judgement())["fronts"]
+    assert fronts["annealing"]["hypervolume"] == pytest.approx(0.5)
+    assert fronts["annealing"]["over_CFG"] == pytest.approx(0.25)
+    assert fronts["annealing"]["over_APG"] == pytest.approx(0.5)
+    assert fronts["annealing"]["interval"] == fronts["annealing"]["over_CFG_interval"] == 0
+    assert quality.judge({"annealing 0": (1.0, 1.0)}, Judgement())["fronts"] == {}
 
-    kept_front = {"hypervolume": 0.1, "interval": 0.01}
-    kept = {"points": {"CFG 3": row(0.9, 1.0), "APG 2": row(0.8, 0.9)}, "fronts": {"APG": kept_front, "CFG": kept_front}}
-    points = {"no guidance": at(0.5, 2.0), "CFG 3": None, "CFG 10": at(0.95, 2.0), "APG 2": None, "annealing 0": at(1.0, 1.0)}
-    points["CFG 99"] = None
-    result = quality.judge(points, Judgement(), kept)
-    assert list(result["points"]) == ["no guidance", "CFG 3", "CFG 10", "APG 2", "annealing 0"]
-    assert result["fronts"]["APG"] == kept_front  # nothing of it is new
-    assert result["fronts"]["annealing"] == {"hypervolume": pytest.approx(0.5)}  # no interval without all of CFG
-    everything = quality.judge({name: point for name, point in points.items() if point}, Judgement())
-    assert everything["fronts"]["annealing"]["interval"] == 0
-    assert everything["fronts"]["annealing"]["over_CFG"] == pytest.approx(0.5)
+
+def test_annealings_front_has_the_weak_settings_that_its_input_cfg_gives():
+    points = {"no guidance": (0.5, 2.0), "CFG 3": (0.9, 2.0), "annealing 0": (1.0, 1.0)}
+    alone = quality.judge(points, Judgement())
+    both = quality.judge({**points, "annealing at cfg 2": (0.75, 0.0), "annealing at cfg 7.5": (1.0, 0.0)}, Judgement())
+    assert alone["fronts"]["annealing"]["hypervolume"] == pytest.approx(0.5)
+    assert both["fronts"]["annealing"]["hypervolume"] == pytest.approx(0.75)
