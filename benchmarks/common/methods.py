@@ -25,8 +25,8 @@ CFG_SCALES = (1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0)
 CFG_PP_STRENGTHS = (1.5, 2.0, 3.0, 4.0, 5.0, 7.5)  # as the mean CFG scale of the same steps; see cfg_pp
 RIVAL_SCALES = (2.0, 3.0, 5.0, 7.5)
 # The node adds so many projected gaps to the conditional prediction: across it, CFG + 1. (Asked for 1, ComfyUI leaves CFG out.)
-PROJECTED_SCALES = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.5, 10.0)
-APG_SCALES = (1.5, 2.0, 3.0, 5.0, 7.5, 10.0)
+PROJECTED_SCALES = (0.8, 1.2, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.5, 10.0)
+APG_SCALES = (1.2, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0)
 ASKED_CFG = (1.5, 2.0, 3.0, 4.0, 5.0, 7.5)  # annealing's strength said in CFG
 WEAK = ASKED_CFG[1:4]  # weaker than lambda 0: the lower end of annealing's front
 LAMBDAS = (0.0, 0.2, 0.4, 0.6, 0.8)
