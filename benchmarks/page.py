@@ -69,11 +69,13 @@ def hypervolumes(results: dict, ablations: bool) -> str:
 def against(results: dict) -> str:
     """How much larger annealing's front is than each rival's, in each cell."""
     found = cells(results)
-    rows = {rival: [_gain(cell["fronts"]["annealing"], rival) for _, _, cell in found] for rival in RIVALS}
+    rows = {rival: [_gain(cell["fronts"].get("annealing", {}), rival) for _, _, cell in found] for rival in RIVALS}
     return table((f"{variant}, {steps} steps" for variant, steps, _ in found), rows, "larger than the front of")
 
 
 def _gain(front: dict, rival: str) -> str:
+    if f"over_{rival}" not in front:
+        return ""
     gain, half = front[f"over_{rival}"], front[f"over_{rival}_interval"]
     return _marked(f"{gain:+.3f} ± {half:.3f}", gain, half)
 

@@ -178,7 +178,7 @@ def judge(points: dict[str, dict], judgement: Judgement) -> dict:
         methods["annealing, whole"] = whole
         # Lambda 0 is not weak guidance: that is asked for by `cfg`.
         methods["annealing"] += [f"annealing at cfg {cfg:g}" for cfg in WEAK if f"annealing at cfg {cfg:g}" in rows]
-    losses = {name: regret.RIGHT_WEIGHT * (1 - found[:, 0]) + found[:, 1] for name, found in at.items()}
+    losses = {name: regret.loss({"right": found[:, 0], "fd": found[:, 1]}) for name, found in at.items()}
     least = torch.stack([losses[name] for name in rows if regret.parts(name)[0] in regret.CONSTANT]).amin(0)
     for name, row in rows.items():
         row["regret_interval"] = interval((losses[name] - least)[1:])

@@ -5,7 +5,7 @@ import re
 
 import pytest
 from common import RESULTS, ROOT
-from common.regret import RIVALS, best_constant, loss
+from common.regret import RIVALS, best_constant, loss, parts
 from page import PAGE, agreement, cells, page_text
 
 QUALITY = json.loads((RESULTS / "quality.json").read_text(encoding="utf-8"))
@@ -20,6 +20,24 @@ def test_a_section_without_results_says_how_to_get_them(tmp_path):
     text = page_text(tmp_path, tmp_path / "BENCHMARKS.md")
     assert "Not measured yet: `python tools/dev.py bench quality`." in text
     assert "{" not in text
+
+
+def test_the_page_can_be_made_of_the_short_benchmark_which_draws_a_few_methods_at_one_step_count(tmp_path):
+    short = json.loads(json.dumps(QUALITY))
+    few, undrawn = {"no guidance", "CFG", "CFG++", "annealing"}, set(RIVALS) - {"CFG", "CFG++"}
+    for variant, steps in short["variants"].items():
+        cell = steps["20"]
+        cell["points"] = {name: row for name, row in cell["points"].items() if parts(name)[0] in few}
+        cell["fronts"] = {name: front for name, front in cell["fronts"].items() if name in few}
+        for front in cell["fronts"].values():
+            for rival in undrawn:
+                front.pop(f"over_{rival}")
+        short["variants"][variant] = {"20": cell}
+    (tmp_path / "quality.json").write_text(json.dumps(short), encoding="utf-8")
+    text = page_text(tmp_path, tmp_path / "BENCHMARKS.md")
+    gain = QUALITY["variants"]["flow"]["20"]["fronts"]["annealing"]["over_CFG"]
+    assert "| CFG and projection |  |  |" in text
+    assert f"{gain:+.3f}" in text
 
 
 def test_the_short_pages_table_quotes_the_results():
