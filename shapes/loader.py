@@ -179,6 +179,11 @@ def load_shapes(variant: str) -> tuple[comfy.model_patcher.ModelPatcher, comfy.s
     return _model(variant), _clip(), _vae()
 
 
+def enlarged(pictures: torch.Tensor) -> torch.Tensor:
+    """Pictures [B, 3, 32, 32] of the renderer as VAE Encode takes them: [B, 128, 128, 3]."""
+    return pictures.repeat_interleave(ENLARGE, 2).repeat_interleave(ENLARGE, 3).movedim(1, -1)
+
+
 def captioned_pictures(count: int, seed: int) -> tuple[torch.Tensor, list[str]]:
     """Pictures [count, 128, 128, 3] as VAE Encode takes them, and their captions, drawn by the demo's renderer.
 
@@ -187,5 +192,5 @@ def captioned_pictures(count: int, seed: int) -> tuple[torch.Tensor, list[str]]:
     generator = torch.Generator().manual_seed(seed)
     numbers, _ = scenes.scene_split()
     drawn = scenes.place(numbers[torch.randint(len(numbers), (count,), generator=generator)], generator)
-    pictures = scenes.render(drawn).repeat_interleave(ENLARGE, 2).repeat_interleave(ENLARGE, 3).movedim(1, -1)
-    return pictures, [scenes.caption(drawn, i, swapped=bool(torch.rand((), generator=generator) < 0.5)) for i in range(count)]
+    swapped = (torch.rand((), generator=generator) < 0.5 for _ in range(count))
+    return enlarged(scenes.render(drawn)), [scenes.caption(drawn, i, swapped=bool(swap)) for i, swap in enumerate(swapped)]
